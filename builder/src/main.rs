@@ -1,0 +1,2 @@
+//! The `nodezero` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The first-boot binary.
+fn main() {}
