@@ -1,0 +1,317 @@
+//! The first stage: `/init` of the initrd, from the kernel's hands to systemd's.
+//!
+//! Each stage is a module; this one is their order, their times and what happens when one fails. Programs that a stage
+//! needs (mkfs, fsck) run from the verified root, which is mounted first. The own disk is written to only to finish its
+//! partition table and its `state`; no other disk is ever opened for writing.
+//!
+//! A failure ends in a summary on all consoles, repeated every minute. There is no shell. The machine stays so, unless
+//! `nodezero.panic=SECONDS` on the kernel command line has it restart.
+
+mod device_mapper;
+mod factory;
+mod modalias;
+pub(crate) mod modules;
+mod mounts;
+mod own_disk;
+mod partitions;
+mod root;
+mod state;
+mod switch;
+mod uevents;
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use disk::layout::StateStep;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use verity::RootHash;
+
+use self::modules::{Loader, ModuleIndex};
+use self::own_disk::{OwnDisk, Wanted};
+use self::partitions::Partitions;
+use self::root::Root;
+use crate::boot::{Boot, BootDisk, ConfigOrigin, RUN_DIRECTORY, StageTime, StateOrigin, uptime_ms};
+use crate::cmdline::Cmdline;
+use crate::config;
+use crate::console;
+use crate::summary::{Failure, OrFail};
+
+/// Where the new root is built.
+const SYSROOT: &str = "/sysroot";
+/// Names of modules that are loaded on every machine, one on a line.
+const MODULES_LOAD: &str = "/etc/nodezero/modules-load";
+/// How often the summary of a failure is shown.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// Runs the first stage as the first process. It never comes back.
+pub(crate) fn main() -> ! {
+    std::panic::set_hook(Box::new(|panic| {
+        stop(
+            &Failure::new("the first stage has an error of its own", panic, "report this with the image's version"),
+            None,
+        )
+    }));
+    let mut restart_after = None;
+    let failure = match prepare() {
+        Ok(cmdline) => {
+            restart_after = cmdline.restart_after;
+            match start(&cmdline) {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            }
+        }
+        Err(failure) => failure,
+    };
+    stop(&failure, restart_after)
+}
+
+/// The directory of the running kernel's modules.
+pub(crate) fn modules_directory() -> PathBuf {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    Path::new("/usr/lib/modules").join(release)
+}
+
+/// Reads the kernel command line.
+///
+/// # Errors
+/// When `/proc` is not mounted, or a word of ours does not parse.
+pub(crate) fn read_cmdline() -> anyhow::Result<Cmdline> {
+    let text = fs::read_to_string("/proc/cmdline").context("reading /proc/cmdline")?;
+    Ok(Cmdline::parse(&text)?)
+}
+
+/// When each stage ended.
+#[derive(Debug)]
+struct Timeline {
+    last: u64,
+    stages: Vec<StageTime>,
+}
+
+impl Timeline {
+    fn begin() -> Self {
+        Self { last: uptime_ms(), stages: Vec::new() }
+    }
+
+    /// Ends a stage, and says so in one line.
+    fn end(&mut self, stage: &str, result: &str) {
+        let now = uptime_ms();
+        let took = now.saturating_sub(self.last);
+        self.last = now;
+        self.stages.push(StageTime { name: stage.to_owned(), took_ms: took, at_ms: now });
+        console::say(&format!("nodezero: {stage}: {result} ({took} ms, at {now} ms)"));
+    }
+}
+
+/// What every later stage rests on.
+fn prepare() -> Result<Cmdline, Failure> {
+    mounts::mount_api()?;
+    // All of the first stage's lines shall reach the kernel's log, which else limits them. systemd sets its own.
+    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
+    answer_modprobe();
+    let private = fs::DirBuilder::new().mode(0o700).create(RUN_DIRECTORY);
+    private.or_fail("the directory for this boot's record cannot be made", "report this with the image's version")?;
+    read_cmdline().or_fail("the kernel command line cannot be used", "correct the boot loader's entry")
+}
+
+/// Lets the kernel find this program where it asks for modules.
+fn answer_modprobe() {
+    let (program, link) = (Path::new("/init"), Path::new("/sbin/modprobe"));
+    // Without it the kernel gets no modules by itself, and what needs them says so.
+    let _ = fs::create_dir_all("/sbin").and_then(|()| std::os::unix::fs::symlink(program, link));
+}
+
+/// Finds the root device; on a failure after that, asks the device whether corruption was the cause.
+fn start(cmdline: &Cmdline) -> Result<std::convert::Infallible, Failure> {
+    let mut timeline = Timeline::begin();
+    let root_hash = required_root_hash(cmdline)?;
+    let deadline = Instant::now() + cmdline.timeout;
+
+    let index = ModuleIndex::read(&modules_directory());
+    let mut loader = Loader::new(&index, cmdline);
+    // Loading a module is work for a processor, probing a device is waiting for it: the two go on at once.
+    let (own, partitions) = std::thread::scope(|scope| {
+        let listed = scope.spawn(|| load_listed(Loader::new(&index, cmdline)));
+        let found = find_partitions(root_hash, &mut loader, deadline, &mut timeline);
+        listed.join().expect("a panic ends the program");
+        found
+    })?;
+    timeline.end("modules", "loaded");
+
+    let root = Root::open(root_hash, &partitions.root, &partitions.verity)?;
+    let failure = match enter(cmdline, &mut timeline, &own, &partitions, &root, &mut loader) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    Err(match root.corruption() {
+        Some(corruption) => failure.caused_by(corruption),
+        None => failure,
+    })
+}
+
+/// Finds the own disk and finishes its partition table.
+fn find_partitions(
+    root_hash: RootHash,
+    loader: &mut Loader<'_>,
+    deadline: Instant,
+    timeline: &mut Timeline,
+) -> Result<(OwnDisk, Partitions), Failure> {
+    let own = own_disk::find(Wanted::of(&root_hash), loader, deadline);
+    console::to_kernel_log(&loader.take_log().join("\n"));
+    let own = own?;
+    timeline.end("own disk", &format!("{}, slot {}", own.disk.describe(), own.slot));
+    let partitions = partitions::finish(&own)?;
+    timeline.end("partitions", "complete");
+    Ok((own, partitions))
+}
+
+/// Everything from the verified root on.
+fn enter(
+    cmdline: &Cmdline,
+    timeline: &mut Timeline,
+    own: &OwnDisk,
+    partitions: &Partitions,
+    root: &Root,
+    loader: &mut Loader<'_>,
+) -> Result<std::convert::Infallible, Failure> {
+    let sysroot = Path::new(SYSROOT);
+    fs::create_dir_all(sysroot).or_fail("the initrd cannot be written to", "report this with the image's version")?;
+    root.mount(sysroot)?;
+    mounts::move_api_into(sysroot)?;
+    timeline.end("root", "verified and mounted");
+
+    let origin = prepare_state(sysroot, own, partitions)?;
+    let machine_id = state::machine_id(sysroot)?;
+    let filled = state::fill_var(sysroot, &required_root_hash(cmdline)?.to_string())?;
+    timeline.end(
+        "state",
+        &format!("{origin}{}", filled.map_or(String::new(), |count| format!(", {count} entries from the factory"))),
+    );
+
+    let config = find_config(cmdline, &partitions.esp, loader)?;
+    timeline.end("configuration", &config.to_string());
+
+    if let Some(corruption) = root.corruption() {
+        return Err(corruption);
+    }
+    root.panic_on_corruption()?;
+    timeline.end("switch root", "systemd takes over");
+    let boot = Boot {
+        role: cmdline.role,
+        version: cmdline.version.clone(),
+        standin: cmdline.standin,
+        root_hash: required_root_hash(cmdline)?.to_string(),
+        slot: own.slot,
+        disk: BootDisk {
+            path: own.disk.path.clone(),
+            size: own.disk.size,
+            model: own.disk.model.clone(),
+            serial: own.disk.serial.clone(),
+        },
+        state: origin,
+        machine_id,
+        config,
+        stages: std::mem::take(&mut timeline.stages),
+    };
+    boot.write(Path::new(RUN_DIRECTORY)).or_fail("the record of this boot cannot be written", "restart")?;
+    Err(switch::switch_root(sysroot))
+}
+
+/// The root hash of the command line.
+fn required_root_hash(cmdline: &Cmdline) -> Result<RootHash, Failure> {
+    let parse = || -> anyhow::Result<RootHash> {
+        Ok(cmdline.root_hash.as_deref().context("the word roothash= is missing")?.parse()?)
+    };
+    parse().or_fail(
+        "the kernel command line names no root file system",
+        "correct the boot loader's entry, or write the image again",
+    )
+}
+
+/// Loads the modules that every machine needs.
+fn load_listed(mut loader: Loader<'_>) {
+    for name in fs::read_to_string(MODULES_LOAD).unwrap_or_default().split_whitespace() {
+        if !loader.load(name) {
+            console::to_kernel_log(&format!("nodezero: module {name} is neither in the initrd nor built in"));
+        }
+    }
+    console::to_kernel_log(&loader.take_log().join("\n"));
+}
+
+/// Makes or checks `state`, and mounts what comes from it.
+fn prepare_state(sysroot: &Path, own: &OwnDisk, partitions: &Partitions) -> Result<StateOrigin, Failure> {
+    let origin = match partitions.state_step {
+        StateStep::Format => {
+            state::make(sysroot, &partitions.state)?;
+            partitions::name_state(own, partitions)?;
+            StateOrigin::Created
+        }
+        StateStep::Keep | StateStep::KeepAndGrow => {
+            state::check(sysroot, &partitions.state)?;
+            StateOrigin::Kept
+        }
+    };
+    state::mount_state(&partitions.state, partitions.state_size)?;
+    state::mount_parts(sysroot)?;
+    Ok(origin)
+}
+
+/// Finds the configuration and hands it on.
+fn find_config(cmdline: &Cmdline, esp: &Path, loader: &mut Loader<'_>) -> Result<ConfigOrigin, Failure> {
+    // Outside QEMU the module finds no device, and there is no such file.
+    loader.load("qemu_fw_cfg");
+    let fw_cfg = || config::read_fw_cfg(Path::new("/sys"));
+    let found = config::find(cmdline.config_url.as_deref(), fw_cfg, || read_esp(esp)).and_then(|(origin, content)| {
+        if let Some(content) = content {
+            config::hand_on(&content, Path::new(RUN_DIRECTORY))?;
+        }
+        Ok(origin)
+    });
+    found.or_fail(
+        "the configuration cannot be read",
+        "correct it, or remove it to start in maintenance mode, and restart",
+    )
+}
+
+/// Reads the configuration from the ESP, which is mounted for that moment, read-only.
+fn read_esp(device: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    let at = Path::new(RUN_DIRECTORY).join("esp");
+    fs::create_dir_all(&at).with_context(|| format!("making {}", at.display()))?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(device, &at, "vfat", flags, c"umask=0077")
+        .with_context(|| format!("mounting the ESP {}", device.display()))?;
+    let content = config::read_file(&at.join(config::ESP_FILE));
+    unmount(&at, UnmountFlags::empty()).context("unmounting the ESP")?;
+    fs::remove_dir(&at).with_context(|| format!("removing {}", at.display()))?;
+    content
+}
+
+/// Shows a failure's summary for ever, or until the machine is to restart. The first process must not end.
+fn stop(failure: &Failure, restart_after: Option<Duration>) -> ! {
+    let rule = "=".repeat(72);
+    let note = match restart_after {
+        Some(after) => format!("  the machine restarts {} s after this was first shown", after.as_secs()),
+        None => "  this stays until the machine is switched off or restarted".to_owned(),
+    };
+    let since = Instant::now();
+    loop {
+        console::say(&format!("{rule}\n{failure}\n{note}\n{rule}"));
+        let until = Instant::now() + REPEAT.min(restart_after.unwrap_or(REPEAT));
+        while Instant::now() < until {
+            reap();
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        if restart_after.is_some_and(|after| since.elapsed() >= after) {
+            rustix::fs::sync();
+            // When the kernel refuses, the summary goes on.
+            let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+        }
+    }
+}
+
+/// Collects ended processes whose parent is gone.
+fn reap() {
+    while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+}
