@@ -1,1 +1,37 @@
-//! Builds NodeZero images.
+//! Builds immutable NodeZero images from Debian packages: no root, no container engine, no mount, no code of the
+//! target executed.
+//!
+//! ```text
+//! recipe + lock ─ plan ─ fetch ─ unpack ─ tree ─ root image ─ verity ─ initrd ─ UKI ─ disk image ─ formats, manifest
+//! ```
+//!
+//! [`recipe`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`] runs a plan
+//! through [`fetch`], [`unpack`], [`compose`], [`initrd`] and the format crates; [`manifest`] records the result.
+//! [`inspect`], [`boot`] and [`tools`] serve those who look at what was built.
+
+pub mod boot;
+pub mod build;
+pub mod cache;
+pub mod cli;
+pub mod compose;
+pub mod fetch;
+pub mod firstboot;
+pub mod glob;
+pub mod initrd;
+pub mod inspect;
+pub mod kernel;
+pub mod kmod;
+pub mod lock;
+pub mod manifest;
+pub mod microcode;
+pub mod mirror;
+pub mod parallel;
+pub mod passwd;
+pub mod plan;
+pub mod progress;
+pub mod qcow2;
+pub mod recipe;
+pub mod scripts;
+pub mod tools;
+pub mod units;
+pub mod unpack;

@@ -1,0 +1,771 @@
+//! Runs a build's plan: from pinned packages to a bootable image with its manifest.
+//!
+//! Every output is written under a temporary name in the output directory and renamed at the end, the manifest last.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read as _, Seek as _, Write as _};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use debian::digest::Sha256;
+use disk::{Guid, Layout, SectorSize, esp};
+use nodezero_profile::Role;
+use rootfs::{Node, Pack, Tree};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tempfile::NamedTempFile;
+use uki::{Name, Section, SectionData};
+use verity::{Area, RootHash, Superblock};
+
+use crate::cache::{self, Cache};
+use crate::compose::{self, Kernel};
+use crate::fetch::{self, Fetcher, Gone};
+use crate::kernel::Package;
+use crate::lock::{self, Lock, Pin, Pins};
+use crate::manifest::{self, ImageRecord, Manifest, PackageRecord, PartitionRecord, Sizes};
+use crate::mirror::Mirrors;
+use crate::passwd::Table;
+use crate::plan::BuildPlan;
+use crate::progress::{Progress, StageTime};
+use crate::recipe::{Loader, Platform, Recipe};
+use crate::scripts::Rules;
+use crate::unpack::{self, Unpacked};
+use crate::{firstboot, initrd};
+
+/// Changes whenever the same inputs give other bytes.
+const FORMAT_VERSION: &str = "1";
+/// Generations of UKI that the ESP holds.
+const GENERATIONS: u64 = 3;
+/// What the ESP holds beside UKIs: loader, profile, file system.
+const ESP_SLACK: u64 = 32 << 20;
+/// The smallest ESP: some firmware takes FAT32 only from here on.
+const ESP_LEAST: u64 = 256 << 20;
+/// Attempts that systemd-boot gives a new image before it prefers an older one.
+const TRIES: u32 = 3;
+/// How strongly the initrd is compressed. It is small, and loaded at every boot.
+const INITRD_LEVEL: i32 = 12;
+
+/// A form in which an image is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum Format {
+    /// The disk as it is, zeroes as holes.
+    #[serde(rename = "raw")]
+    Raw,
+    /// Compressed with zstd.
+    #[serde(rename = "raw.zst")]
+    RawZst,
+    /// Compressed with gzip.
+    #[serde(rename = "raw.gz")]
+    RawGz,
+    /// QEMU's format.
+    #[serde(rename = "qcow2")]
+    Qcow2,
+}
+
+impl Format {
+    /// The format's name, which is also the file's suffix.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::RawZst => "raw.zst",
+            Self::RawGz => "raw.gz",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        [Self::Raw, Self::RawZst, Self::RawGz, Self::Qcow2]
+            .into_iter()
+            .find(|format| format.name() == word)
+            .ok_or_else(|| format!("{word:?} is not a format: use raw, raw.zst, raw.gz or qcow2"))
+    }
+}
+
+/// What to build, and from where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Recipes and lock.
+    pub images: PathBuf,
+    /// The role.
+    pub role: Role,
+    /// The platform, or the role's own.
+    pub platform: Option<Platform>,
+    /// Forms to write.
+    pub formats: Vec<Format>,
+    /// Where to.
+    pub out: PathBuf,
+    /// The first-boot binary, or built from the workspace.
+    pub firstboot: Option<PathBuf>,
+    /// Whether only the cache may be used.
+    pub offline: bool,
+    /// Whether a vanished package is an error.
+    pub locked: bool,
+    /// A mirror that replaces the host's own.
+    pub mirror: Option<String>,
+    /// Downloads and packs.
+    pub cache: Cache,
+}
+
+/// One file that was written.
+#[derive(Clone, Debug, Serialize)]
+pub struct Output {
+    /// Its form.
+    pub format: Format,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What it takes on disk in bytes.
+    pub on_disk: u64,
+    /// Its SHA-256.
+    pub sha256: String,
+}
+
+/// What was built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The image's manifest.
+    pub manifest: Manifest,
+    /// Where the manifest is.
+    pub manifest_path: PathBuf,
+    /// The images.
+    pub outputs: Vec<Output>,
+}
+
+impl Built {
+    /// What `--json` prints.
+    #[must_use]
+    pub fn to_json(&self, stages: &[StageTime]) -> Value {
+        json!({
+            "name": self.manifest.image.name,
+            "version": self.manifest.image.version,
+            "root_hash": self.manifest.root_hash,
+            "manifest": self.manifest_path,
+            "sizes": self.manifest.sizes,
+            "outputs": self.outputs,
+            "stages": stages,
+        })
+    }
+}
+
+/// Plans a build without the first-boot binary's digest, to be looked at.
+///
+/// # Errors
+/// When recipe and lock do not fit.
+pub fn plan_only(images: &Path, role: Role, platform: Option<Platform>) -> Result<BuildPlan> {
+    let recipe = Recipe::load(images, role, platform)?;
+    BuildPlan::new(&recipe, &Lock::read(images)?, &digest_images(images, &recipe)?)
+}
+
+/// Builds an image.
+///
+/// # Errors
+/// Whatever stops it; nothing is left under a final name then.
+pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
+    let recipe = Recipe::load(&options.images, options.role, options.platform)?;
+    let lock = Lock::read(&options.images)?;
+    let users = Table::read(&options.images)?;
+    let rules = read_rules(&options.images)?;
+    prepare_out(&options.out)?;
+    let firstboot = progress
+        .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
+    let mut other = digest_images(&options.images, &recipe)?;
+    other.push(("nodezero-firstboot".to_owned(), Sha256::of(&firstboot)));
+    let mut plan = BuildPlan::new(&recipe, &lock, &other)?;
+    let fetched = progress.stage("fetch", || fetch_packages(options, &recipe, &lock, &plan.pins, progress))?;
+    let notes = fetched.notes;
+    if !notes.is_empty() {
+        plan = BuildPlan::with_pins(&recipe, &lock, fetched.pins, &other)?;
+    }
+    let source = progress.stage("unpack", || Source::open(&options.cache, &recipe, &plan.pins, progress))?;
+    check_scripts(&source.packages, &rules)?;
+    let package = Package::find(&source.packages, &source.packs)?;
+    let kernel = progress.stage("kernel modules", || package.load(&options.cache, &recipe.dropped()))?;
+    let record = ImageRecord::new(&plan, &notes);
+    let tree = progress.stage("tree", || {
+        let mut tree = compose::compose(compose::Inputs {
+            plan: &plan,
+            recipe: &recipe,
+            packages: &source.packages,
+            packs: &source.packs,
+            users: &users,
+            firstboot: &firstboot,
+            kernel: &kernel,
+        })?;
+        let text = serde_json::to_vec_pretty(&record).context("writing the image's record")?;
+        tree.replace("usr/lib/nodezero/image.json", Node::inline(0o644, text))?;
+        Ok::<Tree, anyhow::Error>(tree)
+    })?;
+    let scratch = options.cache.temporary_dir()?;
+    let root = progress.stage("root image", || write_root(&tree, &source.packs, &plan, scratch.path()))?;
+    let verity = progress.stage("verity", || write_verity(&root, &plan, scratch.path()))?;
+    let initrd =
+        progress.stage("initrd", || write_initrd(&options.cache, &recipe, &kernel, &package, &firstboot, &plan))?;
+    let cmdline = command_line(&recipe, &plan, &verity.root_hash);
+    let uki =
+        progress.stage("UKI", || write_uki(&source, &plan, &kernel, &package, &cmdline, &initrd, scratch.path()))?;
+    let parts = Parts { root, verity, initrd, uki, cmdline };
+    let (raw, layout) =
+        progress.stage("disk image", || assemble(options, &recipe, &plan, &source, &parts, &package))?;
+    progress.stage("outputs", || finish(options, &plan, record, &source, &kernel, &parts, raw, &layout, &firstboot))
+}
+
+/// Digests of all data that reaches the image, by name: recipes, users, files.
+fn digest_images(images: &Path, recipe: &Recipe) -> Result<Vec<(String, Sha256)>> {
+    let mut files = vec![
+        images.join("users.toml"),
+        images.join("roles").join(format!("{}.toml", recipe.role)),
+        images.join("platforms").join(format!("{}.toml", recipe.platform)),
+    ];
+    for set in &recipe.sets {
+        let path = images.join("sets").join(format!("{}.toml", set.name));
+        if path.is_file() {
+            files.push(path);
+        }
+        if let Some(dir) = &set.files {
+            list_files(dir, &mut files)?;
+        }
+    }
+    files.sort();
+    let mut digests = vec![("format".to_owned(), Sha256::of(FORMAT_VERSION.as_bytes()))];
+    for path in files {
+        let name = path.strip_prefix(images).unwrap_or(&path).display().to_string();
+        let bytes = match fs::read_link(&path) {
+            Ok(target) => target.into_os_string().into_encoded_bytes(),
+            Err(_) => fs::read(&path).with_context(|| format!("reading {}", path.display()))?,
+        };
+        digests.push((name, Sha256::of(&bytes)));
+    }
+    Ok(digests)
+}
+
+fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))? {
+        let entry = entry.with_context(|| format!("reading {}", dir.display()))?;
+        if entry.file_type().with_context(|| format!("reading {}", entry.path().display()))?.is_dir() {
+            list_files(&entry.path(), files)?;
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// Makes the output directory, and finds out before any work whether it can be written.
+fn prepare_out(out: &Path) -> Result<()> {
+    fs::create_dir_all(out).with_context(|| format!("making the output directory {}", out.display()))?;
+    temporary_in(out).map(|_| ())
+}
+
+fn temporary_in(dir: &Path) -> Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(".nodezero-")
+        .suffix(".tmp")
+        .tempfile_in(dir)
+        .with_context(|| format!("writing to the output directory {}", dir.display()))
+}
+
+struct Fetched {
+    pins: Pins,
+    /// Packages that had to be taken in another version than the lock's.
+    notes: Vec<String>,
+}
+
+/// Brings the archives of all packages into the cache whose packs are not there yet.
+fn fetch_packages(
+    options: &Options,
+    recipe: &Recipe,
+    lock: &Lock,
+    pins: &Pins,
+    progress: &Progress,
+) -> Result<Fetched> {
+    let mirrors = Mirrors::new(options.mirror.as_deref(), Path::new("/etc/apt"), Some(lock.unix_time()?));
+    let fetcher = Fetcher::new(options.cache.clone(), options.offline);
+    let mut pins = pins.clone();
+    let mut notes = Vec::new();
+    let mut newest = None;
+    for (sets, list) in [(recipe.sets.as_slice(), &mut pins.packages), (&[], &mut pins.inputs)] {
+        let missing: Vec<Pin> =
+            unpack::plan(&options.cache, sets, list).iter().filter_map(|job| job.needs().cloned()).collect();
+        let wanted: Vec<fetch::Wanted> = missing.iter().map(|pin| pin.wanted(&mirrors)).collect::<Result<_>>()?;
+        let results = fetcher.fetch("debs", &wanted, progress)?;
+        for (pin, result) in missing.iter().zip(results) {
+            let Err(error) = result else { continue };
+            if error.downcast_ref::<Gone>().is_none() {
+                return Err(error);
+            }
+            if options.locked {
+                return Err(
+                    error.context("the lock is out of date, and --locked forbids to depart from it: run nodezero lock")
+                );
+            }
+            let indexes = match &mut newest {
+                Some(indexes) => indexes,
+                None => {
+                    let now = std::time::SystemTime::now()
+                        .duration_since(std::time::UNIX_EPOCH)
+                        .context("reading the clock")?;
+                    let mirrors = Mirrors::new(options.mirror.as_deref(), Path::new("/etc/apt"), None);
+                    newest.insert(lock::fetch_indexes(&options.images, &fetcher, &mirrors, now.as_secs(), progress)?)
+                }
+            };
+            let successor = indexes.newest_of(&pin.name).ok_or(error)?;
+            let note = format!(
+                "{} {} is gone from all sources; {} is taken instead",
+                pin.name, pin.version, successor.version
+            );
+            progress.warn(&format!("{note}: run nodezero lock"));
+            notes.push(note);
+            fetcher
+                .fetch("debs", &[successor.wanted(&mirrors)?], progress)?
+                .pop()
+                .context("one file was asked for")??;
+            if let Some(entry) = list.iter_mut().find(|entry| entry.name == pin.name) {
+                *entry = successor;
+            }
+        }
+    }
+    Ok(Fetched { pins, notes })
+}
+
+/// The packages of an image, opened: those of the root, and those that the builder uses.
+struct Source {
+    packages: Vec<Unpacked>,
+    packs: Vec<Pack>,
+    inputs: Vec<Unpacked>,
+    input_packs: Vec<Pack>,
+}
+
+impl Source {
+    fn open(cache: &Cache, recipe: &Recipe, pins: &Pins, progress: &Progress) -> Result<Self> {
+        let jobs = unpack::plan(cache, &recipe.sets, &pins.packages);
+        unpack::verify_archives(cache, &jobs)?;
+        let (packages, packs) = unpack::run(cache, &jobs, progress)?;
+        let jobs = unpack::plan(cache, &[], &pins.inputs);
+        unpack::verify_archives(cache, &jobs)?;
+        let (inputs, input_packs) = unpack::run(cache, &jobs, progress)?;
+        Ok(Self { packages, packs, inputs, input_packs })
+    }
+
+    /// Reads a file of a package that the builder itself uses.
+    fn input(&self, path: &str) -> Result<Vec<u8>> {
+        for (package, pack) in self.inputs.iter().zip(&self.input_packs) {
+            for entry in package.index.entries.iter().filter(|entry| entry.path == path) {
+                if let unpack::Kind::File { file } = entry.kind {
+                    return Ok(pack.read_file(rootfs::FileId::new(file))?);
+                }
+            }
+        }
+        let names: Vec<&str> = self.inputs.iter().map(|input| input.pin.name.as_str()).collect();
+        bail!("none of the platform's [[input]] packages ({}) has /{path}", names.join(", "))
+    }
+}
+
+fn read_rules(images: &Path) -> Result<Rules> {
+    let path = images.join("scripts.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    Rules::parse(&text).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Every maintainer script must be covered by a rule: what it would have done is done declaratively, or not needed.
+fn check_scripts(packages: &[Unpacked], rules: &Rules) -> Result<()> {
+    let mut uncovered = Vec::new();
+    for package in packages {
+        // Data for dpkg and debconf, not scripts.
+        let scripts =
+            package.index.scripts.iter().filter(|(kind, _)| !matches!(kind.as_str(), "conffiles" | "templates"));
+        for (kind, text) in scripts {
+            if let Err(error) = rules.check(&package.pin.name, kind, text) {
+                uncovered.push(error.to_string());
+            }
+        }
+    }
+    if uncovered.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "{} maintainer scripts are not covered by images/scripts.toml; read each, see that the image has what it would \
+         do, and add a rule:\n{}",
+        uncovered.len(),
+        uncovered.join("\n")
+    )
+}
+
+fn write_root(tree: &Tree, packs: &[Pack], plan: &BuildPlan, scratch: &Path) -> Result<File> {
+    let path = scratch.join("root");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).context("making the root image")?;
+    let options = rootfs::squashfs::Options {
+        block_size: unpack::PACK_OPTIONS.block_size,
+        level: unpack::PACK_OPTIONS.level,
+        mtime: u32::try_from(plan.timestamp).context("squashfs has no times after 2106")?,
+        threads: crate::parallel::threads(),
+    };
+    rootfs::squashfs::write_image(tree, packs, &file, &options).context("writing the root image")?;
+    Ok(file)
+}
+
+struct Verity {
+    file: File,
+    root_hash: RootHash,
+}
+
+fn write_verity(root: &File, plan: &BuildPlan, scratch: &Path) -> Result<Verity> {
+    let length = root.metadata().context("reading the root image")?.len();
+    let salt = Sha256::of(format!("nodezero verity salt {}", plan.inputs).as_bytes());
+    let uuid = Guid::derived("verity", plan.inputs.as_bytes());
+    let superblock = Superblock::new(uuid.to_bytes(), length / verity::BLOCK_SIZE, salt.as_bytes())?;
+    let path = scratch.join("verity");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).context("making the hash tree")?;
+    let mut out = BufWriter::with_capacity(1 << 20, &file);
+    let threads = NonZeroUsize::new(crate::parallel::threads()).unwrap_or(NonZeroUsize::MIN);
+    let root_hash = verity::hash_tree::build(Area::new(root, 0, length), &superblock, &mut out, threads)?;
+    out.flush().context("writing the hash tree")?;
+    drop(out);
+    Ok(Verity { file, root_hash })
+}
+
+/// The initrd's file in the cache, made if it is not there.
+fn write_initrd(
+    cache: &Cache,
+    recipe: &Recipe,
+    kernel: &Kernel,
+    package: &Package<'_>,
+    firstboot: &[u8],
+    plan: &BuildPlan,
+) -> Result<PathBuf> {
+    let modules = initrd::choose_modules(&recipe.boot, kernel)?;
+    let mut key = format!("initrd {INITRD_LEVEL}\n{}\n{}\n{}\n", package.key(), Sha256::of(firstboot), plan.timestamp);
+    for (name, path) in modules.iter() {
+        key.push_str(&format!("{name} {path}\n"));
+    }
+    key.push_str(&recipe.boot.load.join("\n"));
+    let name = format!("initrd-{}", Sha256::of(key.as_bytes()));
+    let path = cache.path("parts", &name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let tree = initrd::tree(&recipe.boot, kernel, package, &modules, firstboot)?;
+    let mut archive = Vec::new();
+    let mtime = u32::try_from(plan.timestamp).context("cpio has no times after 2106")?;
+    rootfs::cpio::write(&tree, &[], &mut archive, mtime)?;
+    let file = cache.temporary()?;
+    let mut encoder = zstd::Encoder::new(file.as_file(), INITRD_LEVEL).context("compressing the initrd")?;
+    encoder.set_pledged_src_size(Some(archive.len() as u64)).context("compressing the initrd")?;
+    encoder.include_checksum(true).context("compressing the initrd")?;
+    encoder.write_all(&archive).context("compressing the initrd")?;
+    encoder.finish().context("compressing the initrd")?;
+    cache.publish(file, "parts", &name)
+}
+
+/// The kernel's command line: what the first stage needs, then the platform's own words.
+fn command_line(recipe: &Recipe, plan: &BuildPlan, root_hash: &RootHash) -> String {
+    let mut words = vec![
+        format!("roothash={root_hash}"),
+        format!("nodezero.role={}", plan.role),
+        format!("nodezero.version={}", plan.version),
+    ];
+    words.extend(recipe.boot.cmdline.iter().cloned());
+    words.join(" ")
+}
+
+struct Uki {
+    file: File,
+    size: u64,
+    sha256: Sha256,
+}
+
+fn write_uki(
+    source: &Source,
+    plan: &BuildPlan,
+    kernel: &Kernel,
+    package: &Package<'_>,
+    cmdline: &str,
+    initrd: &Path,
+    scratch: &Path,
+) -> Result<Uki> {
+    let stub = source.input("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
+    let linux = package.vmlinuz()?;
+    let osrel = compose::os_release(plan);
+    let initrd_file = cache::open(initrd)?;
+    let cmdline = uki::Cmdline::parse(cmdline)?;
+    let microcode = crate::microcode::archive(&source.inputs, &source.input_packs, plan.timestamp)?;
+    let mut sections = vec![
+        Section { name: Name::Osrel, data: SectionData::Bytes(osrel.as_bytes()) },
+        Section { name: Name::Cmdline, data: SectionData::Bytes(cmdline.as_str().as_bytes()) },
+        Section { name: Name::Uname, data: SectionData::Bytes(kernel.version.as_bytes()) },
+        Section { name: Name::Linux, data: SectionData::Bytes(&linux) },
+        Section { name: Name::Initrd, data: SectionData::whole_file(&initrd_file).context("reading the initrd")? },
+    ];
+    if let Some(microcode) = &microcode {
+        sections.push(Section { name: Name::Ucode, data: SectionData::Bytes(microcode) });
+    }
+    let path = scratch.join("uki");
+    let file = File::options().read(true).write(true).create_new(true).open(&path).context("making the UKI")?;
+    let mut out = BufWriter::with_capacity(1 << 20, &file);
+    let summary = uki::assemble(&stub, &sections, &mut out)?;
+    out.flush().context("writing the UKI")?;
+    drop(out);
+    Ok(Uki { file, size: summary.size, sha256: Sha256::from_bytes(summary.sha256) })
+}
+
+struct Parts {
+    root: File,
+    verity: Verity,
+    initrd: PathBuf,
+    uki: Uki,
+    cmdline: String,
+}
+
+/// The name of an image's UKI, with the tries that systemd-boot counts down (Automatic Boot Assessment).
+fn uki_name(plan: &BuildPlan) -> String {
+    format!("{}_{}+{TRIES}.efi", plan.name, plan.version)
+}
+
+/// Writes the raw image under a temporary name in the output directory.
+fn assemble(
+    options: &Options,
+    recipe: &Recipe,
+    plan: &BuildPlan,
+    source: &Source,
+    parts: &Parts,
+    package: &Package<'_>,
+) -> Result<(NamedTempFile, Layout)> {
+    let bios = recipe.boot.loaders.contains(&Loader::Bios);
+    let loader = bios.then(|| bios_loader(source)).transpose()?;
+    let files = esp_files(plan, source, parts, package, loader.as_ref())?;
+    let used: u64 = files.iter().map(|file| file.content.len()).sum();
+    let length = |file: &File| file.metadata().map(|meta| meta.len()).context("reading a part of the image");
+    let (root_len, verity_len) = (length(&parts.root)?, length(&parts.verity.file)?);
+    let (root_guid, verity_guid) = Guid::of_root_hash(parts.verity.root_hash.digest().as_bytes());
+    let layout = disk::image_layout(&disk::layout::Spec {
+        sector: SectorSize::new(512)?,
+        disk_guid: Guid::derived("disk", plan.inputs.as_bytes()),
+        esp_size: (used * GENERATIONS + ESP_SLACK).max(ESP_LEAST),
+        esp_guid: Guid::derived("ESP", plan.inputs.as_bytes()),
+        root_size: root_len,
+        root_guid,
+        verity_size: verity_len,
+        verity_guid,
+        bios,
+    })?;
+    let raw = temporary_in(&options.out)?;
+    let mut out = raw.reopen().context("opening the image")?;
+    let volume = Guid::derived("ESP volume", plan.inputs.as_bytes());
+    let [a, b, c, d, ..] = volume.to_bytes();
+    let mut root = parts.root.try_clone().context("opening the root image")?;
+    let mut verity = parts.verity.file.try_clone().context("opening the hash tree")?;
+    let contents = disk::image::Contents {
+        esp_files: files,
+        esp_volume_id: u32::from_be_bytes([a, b, c, d]),
+        unix_time: plan.timestamp,
+        root: &mut root,
+        root_len,
+        verity: &mut verity,
+        verity_len,
+        bios: loader
+            .as_ref()
+            .map(|loader| disk::image::Bios { mbr_code: &loader.mbr_code, loader: &loader.extracted.loader }),
+    };
+    disk::image::assemble(&mut out, &layout, contents)
+        .with_context(|| format!("writing to {}", options.out.display()))?;
+    Ok((raw, layout))
+}
+
+struct BiosLoader {
+    extracted: disk::syslinux::Extracted,
+    mbr_code: [u8; disk::table::BOOT_CODE_BYTES],
+}
+
+/// syslinux' parts, out of Debian's packages.
+fn bios_loader(source: &Source) -> Result<BiosLoader> {
+    let extracted = disk::syslinux::extract(&source.input("usr/bin/syslinux")?)?;
+    let mbr_code = source.input("usr/lib/SYSLINUX/gptmbr.bin")?;
+    let mbr_code = mbr_code.try_into().map_err(|code: Vec<u8>| {
+        anyhow!("gptmbr.bin has {} bytes, expected {}", code.len(), disk::table::BOOT_CODE_BYTES)
+    })?;
+    Ok(BiosLoader { extracted, mbr_code })
+}
+
+/// The files of the ESP.
+fn esp_files(
+    plan: &BuildPlan,
+    source: &Source,
+    parts: &Parts,
+    package: &Package<'_>,
+    bios: Option<&BiosLoader>,
+) -> Result<Vec<esp::File<'static>>> {
+    let bytes =
+        |path: &str, bytes: Vec<u8>| esp::File { path: path.to_owned(), content: esp::Content::Bytes(bytes.into()) };
+    let systemd_boot = source.input("usr/lib/systemd/boot/efi/systemd-bootx64.efi")?;
+    let mut uki = parts.uki.file.try_clone().context("opening the UKI")?;
+    uki.rewind().context("reading the UKI")?;
+    let mut files = vec![
+        bytes("EFI/BOOT/BOOTX64.EFI", systemd_boot.clone()),
+        bytes("EFI/systemd/systemd-bootx64.efi", systemd_boot),
+        bytes("loader/loader.conf", b"timeout 0\neditor no\nconsole-mode keep\n".to_vec()),
+        // Type 1 entries, of which there are none, and UKIs are both looked for.
+        bytes("loader/entries.srel", b"type1\n".to_vec()),
+        bytes("nodezero/README.TXT", ESP_README.as_bytes().to_vec()),
+        esp::File {
+            path: format!("EFI/Linux/{}", uki_name(plan)),
+            content: esp::Content::Stream { reader: Box::new(uki), len: parts.uki.size },
+        },
+    ];
+    if let Some(bios) = bios {
+        let initrd = cache::open(&parts.initrd)?;
+        let len = initrd.metadata().context("reading the initrd")?.len();
+        let (linux, initrd_name) = ("nodezero/bios/linux", "nodezero/bios/initrd");
+        let config = disk::syslinux::Config {
+            serial_baud: Some(115_200),
+            timeout: 0,
+            entries: vec![disk::syslinux::Entry {
+                label: "nodezero".to_owned(),
+                linux: format!("/{linux}"),
+                initrd: format!("/{initrd_name}"),
+                append: parts.cmdline.clone(),
+            }],
+        };
+        files.push(bytes(disk::syslinux::CONFIG_PATH, config.render()?.into_bytes()));
+        files.push(bytes("ldlinux.c32", bios.extracted.ldlinux_c32.clone()));
+        files.push(bytes(linux, package.vmlinuz()?));
+        files.push(esp::File {
+            path: initrd_name.to_owned(),
+            content: esp::Content::Stream { reader: Box::new(initrd), len },
+        });
+    }
+    Ok(files)
+}
+
+const ESP_README: &str = "A machine that boots from this disk reads its configuration, an Ignition config,\r\n\
+                          from config.ign in this directory.\r\n";
+
+/// Writes all formats, and beside them digest, manifest and bill of materials.
+#[expect(clippy::too_many_arguments, reason = "the last stage gathers what all others made")]
+fn finish(
+    options: &Options,
+    plan: &BuildPlan,
+    record: ImageRecord,
+    source: &Source,
+    kernel: &Kernel,
+    parts: &Parts,
+    raw: NamedTempFile,
+    layout: &Layout,
+    firstboot: &[u8],
+) -> Result<Built> {
+    let stem = format!("{}-{}", plan.name, plan.version);
+    let mut formats = options.formats.clone();
+    formats.sort();
+    formats.dedup();
+    let (raw_sha256, raw_size) = fetch::hash_file(raw.path())?;
+    let initrd_size = fs::metadata(&parts.initrd).context("reading the initrd")?.len();
+    let mut written = Vec::new();
+    for format in formats.iter().filter(|format| **format != Format::Raw) {
+        let file = temporary_in(&options.out)?;
+        convert(*format, raw.path(), &file)
+            .with_context(|| format!("writing {stem}.{} to {}", format.name(), options.out.display()))?;
+        let (sha256, _) = fetch::hash_file(file.path())?;
+        written.push((*format, file, sha256));
+    }
+    if formats.contains(&Format::Raw) {
+        written.insert(0, (Format::Raw, raw, raw_sha256));
+    }
+    let manifest = Manifest {
+        timestamp: jiff::Timestamp::from_second(i64::try_from(plan.timestamp)?)?.to_string(),
+        root_hash: parts.verity.root_hash.to_string(),
+        kernel: kernel.version.clone(),
+        cmdline: parts.cmdline.clone(),
+        uki_sha256: parts.uki.sha256.to_string(),
+        firstboot_sha256: Sha256::of(firstboot).to_string(),
+        raw_sha256: raw_sha256.to_string(),
+        partitions: partition_records(layout),
+        sizes: Sizes {
+            root: parts.root.metadata().context("reading the root image")?.len(),
+            initrd: initrd_size,
+            uki: parts.uki.size,
+            raw: raw_size,
+        },
+        inputs_used: source.inputs.iter().map(|input| PackageRecord::from(&input.pin)).collect(),
+        image: record,
+    };
+    let mut sums = String::new();
+    let mut outputs = Vec::new();
+    for (format, file, sha256) in written {
+        let path = options.out.join(format!("{stem}.{}", format.name()));
+        sums.push_str(&format!("{sha256}  {stem}.{}\n", format.name()));
+        cache::publish(file, &path)?;
+        let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+        let on_disk = std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
+        outputs.push(Output { format, path, size: meta.len(), on_disk, sha256: sha256.to_string() });
+    }
+    let json = |value: &dyn Fn() -> serde_json::Result<Vec<u8>>| value().context("writing the manifest");
+    let manifest_path = options.out.join(format!("{stem}.manifest.json"));
+    let bill = manifest::sbom(&manifest);
+    for (path, bytes) in [
+        (options.out.join(format!("{stem}.spdx.json")), json(&|| serde_json::to_vec_pretty(&bill))?),
+        (options.out.join(format!("{stem}.sha256")), sums.into_bytes()),
+        (manifest_path.clone(), json(&|| serde_json::to_vec_pretty(&manifest))?),
+    ] {
+        let mut file = temporary_in(&options.out)?;
+        file.write_all(&bytes).with_context(|| format!("writing {}", path.display()))?;
+        cache::publish(file, &path)?;
+    }
+    Ok(Built { manifest, manifest_path, outputs })
+}
+
+pub(crate) fn partition_records(layout: &Layout) -> Vec<PartitionRecord> {
+    layout
+        .partitions()
+        .iter()
+        .map(|(number, partition)| {
+            let range = layout.byte_range(partition);
+            PartitionRecord {
+                number: *number,
+                label: partition.label.as_str().to_owned(),
+                kind: partition.partition_type.to_string(),
+                guid: partition.guid.to_string(),
+                offset: range.start,
+                size: range.end - range.start,
+            }
+        })
+        .collect()
+}
+
+fn convert(format: Format, raw: &Path, file: &NamedTempFile) -> io::Result<()> {
+    let mut raw = File::open(raw)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
+    match format {
+        Format::Raw => {
+            io::copy(&mut raw, &mut out)?;
+        }
+        Format::RawZst => {
+            let mut encoder = zstd::Encoder::new(&mut out, 3)?;
+            encoder.multithread(u32::try_from(crate::parallel::threads()).unwrap_or(1))?;
+            encoder.include_checksum(true)?;
+            encoder.set_pledged_src_size(Some(raw.metadata()?.len()))?;
+            io::copy(&mut raw, &mut encoder)?;
+            encoder.finish()?;
+        }
+        Format::RawGz => {
+            // No name and no time in the header: the same bytes each time.
+            let mut encoder = flate2::write::GzEncoder::new(&mut out, flate2::Compression::new(6));
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                let count = raw.read(&mut buffer)?;
+                if count == 0 {
+                    break;
+                }
+                encoder.write_all(&buffer[..count])?;
+            }
+            encoder.finish()?;
+        }
+        Format::Qcow2 => crate::qcow2::write(&mut raw, &mut out)?,
+    }
+    out.flush()
+}

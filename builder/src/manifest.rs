@@ -1,0 +1,187 @@
+//! What a build leaves beside an image: its manifest, and a software bill of materials.
+//!
+//! Both are the same bytes for the same inputs. The bill is SPDX 2.3 as JSON (<https://spdx.github.io/spdx-spec/v2.3/>).
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::lock::Pin;
+use crate::plan::BuildPlan;
+
+/// Version of the manifest's form.
+pub const SCHEMA: u32 = 1;
+
+/// A partition of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Number in the table.
+    pub number: u32,
+    /// Its label.
+    pub label: String,
+    /// Type, by its name in the Discoverable Partitions Specification.
+    pub kind: String,
+    /// PARTUUID.
+    pub guid: String,
+    /// Offset in bytes.
+    pub offset: u64,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// Sizes in bytes of what an image is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// The root file system.
+    pub root: u64,
+    /// The initrd.
+    pub initrd: u64,
+    /// The UKI.
+    pub uki: u64,
+    /// The raw image, holes included.
+    pub raw: u64,
+}
+
+/// A package as it stands in a manifest and in the image itself.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PackageRecord {
+    /// Name.
+    pub name: String,
+    /// Debian version.
+    pub version: String,
+    /// Architecture.
+    pub architecture: String,
+    /// SHA-256 of the archive that it came from.
+    pub sha256: String,
+}
+
+impl From<&Pin> for PackageRecord {
+    fn from(pin: &Pin) -> Self {
+        Self {
+            name: pin.name.clone(),
+            version: pin.version.clone(),
+            architecture: pin.architecture.clone(),
+            sha256: pin.sha256.clone(),
+        }
+    }
+}
+
+/// What the image itself knows of how it was made, at `/usr/lib/nodezero/image.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Version of this form.
+    pub schema: u32,
+    /// `nodezero-worker-metal`.
+    pub name: String,
+    /// The role.
+    pub role: String,
+    /// The platform.
+    pub platform: String,
+    /// The image's version.
+    pub version: String,
+    /// SHA-256 over all inputs.
+    pub inputs: String,
+    /// What it is made of.
+    pub packages: Vec<PackageRecord>,
+    /// Packages that differ from the lock, with the reason.
+    pub notes: Vec<String>,
+}
+
+impl ImageRecord {
+    /// The record of a plan.
+    #[must_use]
+    pub fn new(plan: &BuildPlan, notes: &[String]) -> Self {
+        Self {
+            schema: SCHEMA,
+            name: plan.name.clone(),
+            role: plan.role.to_string(),
+            platform: plan.platform.to_string(),
+            version: plan.version.clone(),
+            inputs: plan.inputs.clone(),
+            packages: plan.pins.packages.iter().map(PackageRecord::from).collect(),
+            notes: notes.to_vec(),
+        }
+    }
+}
+
+/// The manifest of a built image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// What the image knows of itself.
+    #[serde(flatten)]
+    pub image: ImageRecord,
+    /// RFC 3339, the time of every file in the image.
+    pub timestamp: String,
+    /// Root hash of the hash tree.
+    pub root_hash: String,
+    /// The kernel, as `uname -r` prints it.
+    pub kernel: String,
+    /// The command line in the UKI.
+    pub cmdline: String,
+    /// SHA-256 of the UKI.
+    pub uki_sha256: String,
+    /// SHA-256 of `nodezero-firstboot`.
+    pub firstboot_sha256: String,
+    /// SHA-256 of the raw image.
+    pub raw_sha256: String,
+    /// Partitions.
+    pub partitions: Vec<PartitionRecord>,
+    /// Sizes.
+    pub sizes: Sizes,
+    /// Packages that the builder took loaders from, which the root does not hold.
+    pub inputs_used: Vec<PackageRecord>,
+}
+
+/// The bill of materials of an image, SPDX 2.3.
+#[must_use]
+pub fn sbom(manifest: &Manifest) -> Value {
+    let id = |name: &str| {
+        let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+        format!("SPDXRef-Package-{safe}")
+    };
+    let package = |record: &PackageRecord| {
+        json!({
+            "SPDXID": id(&record.name),
+            "name": record.name,
+            "versionInfo": record.version,
+            "supplier": "Organization: Debian",
+            "downloadLocation": "NOASSERTION",
+            "filesAnalyzed": false,
+            "checksums": [{"algorithm": "SHA256", "checksumValue": record.sha256}],
+            "externalRefs": [{
+                "referenceCategory": "PACKAGE-MANAGER",
+                "referenceType": "purl",
+                "referenceLocator": format!(
+                    "pkg:deb/debian/{}@{}?arch={}&distro=trixie",
+                    record.name, record.version.replace('+', "%2B").replace('~', "%7E").replace(':', "%3A"), record.architecture
+                ),
+            }],
+        })
+    };
+    let all = || manifest.image.packages.iter().chain(&manifest.inputs_used);
+    let mut packages = vec![json!({
+        "SPDXID": "SPDXRef-Image",
+        "name": manifest.image.name,
+        "versionInfo": manifest.image.version,
+        "downloadLocation": "NOASSERTION",
+        "filesAnalyzed": false,
+        "primaryPackagePurpose": "OPERATING-SYSTEM",
+        "checksums": [{"algorithm": "SHA256", "checksumValue": manifest.raw_sha256}],
+    })];
+    packages.extend(all().map(package));
+    let mut relationships = vec![json!({
+        "spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-Image",
+    })];
+    relationships.extend(all().map(|record| {
+        json!({"spdxElementId": "SPDXRef-Image", "relationshipType": "CONTAINS", "relatedSpdxElement": id(&record.name)})
+    }));
+    json!({
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": "SPDXRef-DOCUMENT",
+        "name": format!("{}-{}", manifest.image.name, manifest.image.version),
+        "documentNamespace": format!("https://nodezero.invalid/spdx/{}/{}", manifest.image.name, manifest.image.inputs),
+        "creationInfo": {"created": manifest.timestamp, "creators": [format!("Tool: nodezero-{}", env!("CARGO_PKG_VERSION"))]},
+        "packages": packages,
+        "relationships": relationships,
+    })
+}

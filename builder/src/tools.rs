@@ -1,0 +1,217 @@
+//! Programs of others that `boot` and the tests use: the user's own, else Debian's, unpacked into the cache.
+//!
+//! The host may be any distribution, so a program of the unpacked tree is started by the tree's own dynamic loader, as
+//! ld.so(8) documents: `LOADER --library-path DIRS --argv0 NAME PROGRAM`. What a program would look up by a path
+//! compiled into it (QEMU's firmware and modules) is given by its own options and variables. Left out: programs of the
+//! tree that start other programs of the tree, and scripts.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use debian::deb::{Deb, Entry, Kind};
+use debian::digest::Sha256;
+
+use crate::cache::Cache;
+use crate::fetch::{self, Fetcher};
+use crate::glob::Dropped;
+use crate::lock::{self, Lock, Pin};
+use crate::mirror::Mirrors;
+use crate::parallel;
+use crate::progress::Progress;
+use crate::recipe::{Set, Wanted};
+
+/// Where an ordinary user's `PATH` often does not lead, and file system tools live.
+const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Top-level directories that a merged `/usr` makes links.
+const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
+
+/// Finds programs, and unpacks the tree of them when one is needed.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    images: PathBuf,
+    cache: Cache,
+    mirror: Option<String>,
+    progress: Progress,
+}
+
+impl Tools {
+    /// Tools of the recipes in `images`.
+    #[must_use]
+    pub fn new(images: PathBuf, cache: Cache, mirror: Option<String>, progress: Progress) -> Self {
+        Self { images, cache, mirror, progress }
+    }
+
+    /// The command that runs `name`: the user's own, else the tree's. The caller adds arguments after those that are
+    /// there.
+    ///
+    /// # Errors
+    /// When neither has it.
+    pub fn command(&self, name: &str) -> Result<Command> {
+        if let Some(program) = in_path(name, &search_path()) {
+            return Ok(Command::new(program));
+        }
+        let root = self.root()?;
+        tree_command(&root, name)
+    }
+
+    /// A data file of the tree, such as a firmware image.
+    ///
+    /// # Errors
+    /// When the tree does not have it.
+    pub fn data(&self, path: &str) -> Result<PathBuf> {
+        let found = self.root()?.join(path);
+        if !found.exists() {
+            bail!("the tools have no {path}");
+        }
+        Ok(found)
+    }
+
+    /// The tree, unpacked from the packages that the lock pins for it, once.
+    ///
+    /// # Errors
+    /// When it cannot be fetched or unpacked.
+    pub fn root(&self) -> Result<PathBuf> {
+        if let Some(root) = env::var_os("NODEZERO_TOOLS").filter(|root| !root.is_empty()) {
+            return Ok(root.into());
+        }
+        let set = Set::load_tools(&self.images)?;
+        let lock = Lock::read(&self.images)?;
+        let pins = lock.pins(lock::TOOLS, &Wanted::of(std::slice::from_ref(&set))?)?.packages;
+        let mut key = String::new();
+        for pin in &pins {
+            key.push_str(&pin.sha256);
+        }
+        for rule in set.drops.iter().chain(&set.keeps) {
+            key.push_str(&rule.glob.to_string());
+        }
+        let root = self.cache.path("tools", &Sha256::of(key.as_bytes()).to_string()[..16]);
+        if root.is_dir() {
+            return Ok(root);
+        }
+        self.progress.say("unpacking QEMU and other tools from Debian's packages, once");
+        let mirrors = Mirrors::new(self.mirror.as_deref(), Path::new("/etc/apt"), Some(lock.unix_time()?));
+        let wanted: Vec<fetch::Wanted> = pins.iter().map(|pin| pin.wanted(&mirrors)).collect::<Result<_>>()?;
+        let fetcher = Fetcher::new(self.cache.clone(), false);
+        let files = fetcher.fetch("debs", &wanted, &self.progress)?.into_iter().collect::<Result<Vec<_>>>()?;
+        let temporary = self.cache.temporary_dir()?;
+        let jobs: Vec<(&Pin, &PathBuf)> = pins.iter().zip(&files).collect();
+        for result in parallel::map(&jobs, |(pin, file)| extract(&set, pin, file, temporary.path())) {
+            result?;
+        }
+        let made = temporary.keep();
+        match fs::rename(&made, &root) {
+            Ok(()) => {}
+            // Another run was faster: its tree is equal.
+            Err(_) if root.is_dir() => {
+                fs::remove_dir_all(&made).with_context(|| format!("removing {}", made.display()))?;
+            }
+            Err(error) => return Err(error).with_context(|| format!("writing {}", root.display())),
+        }
+        Ok(root)
+    }
+}
+
+/// Unpacks one package's files, directories and links below `root`, with merged `/usr`.
+fn extract(set: &Set, pin: &Pin, file: &Path, root: &Path) -> Result<()> {
+    let title = format!("{} {}", pin.name, pin.version);
+    let reader = std::io::BufReader::with_capacity(1 << 20, crate::cache::open(file)?);
+    let deb = Deb::open(reader, &title)?;
+    let dropped = Dropped::new(set.drops.iter().map(|rule| &rule.glob), set.keeps.iter().map(|rule| &rule.glob));
+    let place = |path: &str| -> PathBuf {
+        let top = path.split('/').next().unwrap_or_default();
+        if MERGED.contains(&top) { root.join("usr").join(path) } else { root.join(path) }
+    };
+    let mut hardlinks = BTreeMap::new();
+    deb.for_each(|entry: Entry, reader: &mut dyn Read| -> Result<()> {
+        let path = &entry.path;
+        if path.is_empty() || dropped.covers(path) {
+            return Ok(());
+        }
+        let target = place(path);
+        let writing = || format!("writing {}", target.display());
+        match &entry.kind {
+            Kind::Directory => fs::create_dir_all(&target).with_context(writing)?,
+            Kind::File => {
+                make_parent(&target)?;
+                let mut out = fs::File::create(&target).with_context(writing)?;
+                std::io::copy(reader, &mut out).with_context(writing)?;
+                let mode = (entry.mode & 0o777) | 0o600;
+                fs::set_permissions(&target, fs::Permissions::from_mode(mode)).with_context(writing)?;
+            }
+            Kind::Symlink { target: to } => {
+                make_parent(&target)?;
+                // An absolute link stays inside the tree.
+                let to = to.strip_prefix('/').map_or_else(|| PathBuf::from(to), &place);
+                if fs::symlink_metadata(&target).is_err() {
+                    std::os::unix::fs::symlink(to, &target).with_context(writing)?;
+                }
+            }
+            Kind::Hardlink { target: to } => {
+                hardlinks.insert(target, place(to));
+            }
+            Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => {}
+        }
+        Ok(())
+    })
+    .with_context(|| format!("unpacking {title}"))?;
+    for (path, to) in hardlinks {
+        make_parent(&path)?;
+        fs::hard_link(&to, &path).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a path in a tree has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))
+}
+
+/// The command that runs the program `name` of the tree at `root`.
+///
+/// # Errors
+/// When the tree has no such program, or no loader.
+pub fn tree_command(root: &Path, name: &str) -> Result<Command> {
+    let loader = root.join(LOADER);
+    if !loader.exists() {
+        bail!("no dynamic loader in the tools tree {}", root.display());
+    }
+    let libraries = root.join(LIBRARIES);
+    let programs = ["usr/bin", "usr/sbin"].map(|dir| root.join(dir).join(name));
+    let Some(program) = programs.into_iter().find(|path| path.exists()) else {
+        bail!("no {name} in PATH, nor in the tools tree {}", root.display());
+    };
+    let mut command = Command::new(loader);
+    command.arg("--library-path").arg(&libraries).args(["--argv0", name]).arg(program);
+    // Libraries of the host must not be mixed in.
+    command.env_remove("LD_LIBRARY_PATH").env_remove("LD_PRELOAD");
+    command.env("GCONV_PATH", libraries.join("gconv"));
+    command.env("MKE2FS_CONFIG", root.join("etc/mke2fs.conf"));
+    if name.starts_with("qemu-") {
+        command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+    }
+    if name.starts_with("qemu-system-") {
+        for dir in ["usr/share/qemu", "usr/share/seabios"] {
+            command.arg("-L").arg(root.join(dir));
+        }
+    }
+    Ok(command)
+}
+
+fn search_path() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).chain(ADMIN_DIRS.iter().map(PathBuf::from)).collect()
+}
+
+fn in_path(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
+    dirs.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|program| {
+        program.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    })
+}
