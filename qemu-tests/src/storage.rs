@@ -1,0 +1,209 @@
+//! Disks for machines, made from images that stay as they are, and damaged on purpose.
+//!
+//! Machines write to qcow2 overlays. A raw sparse file ends at 16 TiB on ext4, so larger disks are qcow2 files too.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+
+use crate::tools;
+
+/// The size of a boot disk in bytes, larger than an image, so that there is room for what the first boot adds.
+pub const BOOT_DISK: u64 = 16 << 30;
+
+/// An 18 TB disk, as vendors count, in bytes.
+pub const DISK_18T: u64 = 18_000_000_000_000;
+
+/// What qemu-io reads and writes at once, at least.
+const SECTOR: u64 = 512;
+
+/// Makes an empty sparse disk of `size` bytes, in the format qcow2.
+pub fn empty(size: u64, disk: &Path) -> Result<()> {
+    let mut command = tools::command("qemu-img")?;
+    tools::run(command.args(["create", "-q", "-f", "qcow2"]).arg(disk).arg(size.to_string())).map(drop)
+}
+
+/// Makes a disk of `size` bytes at `overlay`, in the format qcow2, that begins as the raw `image`, which stays as it is.
+pub fn overlay(image: &Path, size: u64, overlay: &Path) -> Result<()> {
+    let image = image.canonicalize().with_context(|| format!("finding {}", image.display()))?;
+    let mut command = tools::command("qemu-img")?;
+    command.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(image).arg(overlay).arg(size.to_string());
+    tools::run(&mut command).map(drop)
+}
+
+/// Copies `from` to `to`, leaving holes where zeros are.
+pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).with_context(|| format!("opening {}", from.display()))?;
+    let mut target = File::create(to).with_context(|| format!("creating {}", to.display()))?;
+    let size = source.metadata()?.len();
+    target.set_len(size)?;
+    let mut block = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let length = block.len().min(usize::try_from(size - at).unwrap_or(usize::MAX));
+        let block = &mut block[..length];
+        source.read_exact(block).with_context(|| format!("reading {}", from.display()))?;
+        if block.iter().any(|byte| *byte != 0) {
+            target.seek(SeekFrom::Start(at))?;
+            target.write_all(block).with_context(|| format!("writing {}", to.display()))?;
+        }
+        at += length as u64;
+    }
+    Ok(())
+}
+
+/// A partition of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// The GPT label.
+    pub label: String,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The partitions of the raw `image`, as `sfdisk` sees them.
+pub fn partitions(image: &Path) -> Result<Vec<Partition>> {
+    let stdout = tools::run(tools::command("sfdisk")?.arg("--json").arg(image))?;
+    parse_partitions(&stdout).with_context(|| format!("reading the partition table of {}", image.display()))
+}
+
+/// The partition of the raw `image` with the label `label`.
+pub fn partition(image: &Path, label: &str) -> Result<Partition> {
+    let found = partitions(image)?;
+    let labels: Vec<String> = found.iter().map(|partition| partition.label.clone()).collect();
+    found
+        .into_iter()
+        .find(|partition| partition.label == label)
+        .with_context(|| format!("no partition {label} among {labels:?} in {}", image.display()))
+}
+
+/// Writes a file into the ESP of the raw `image`, making the directory that it is in.
+pub fn write_to_esp(image: &Path, directory: &str, name: &str, content: &[u8]) -> Result<()> {
+    let esp = partition(image, "ESP")?;
+    let mut drive = image.as_os_str().to_owned();
+    drive.push(format!("@@{}", esp.offset));
+    let scratch = tempfile::tempdir().context("making a scratch directory")?;
+    let source = scratch.path().join(name);
+    fs::write(&source, content).with_context(|| format!("writing {}", source.display()))?;
+    let exists = tools::run(tools::command("mdir")?.arg("-b").arg("-i").arg(&drive).arg(format!("::{directory}")));
+    if exists.is_err() {
+        tools::run(tools::command("mmd")?.arg("-i").arg(&drive).arg(format!("::{directory}")))?;
+    }
+    let mut copy = tools::command("mcopy")?;
+    tools::run(copy.arg("-o").arg("-i").arg(&drive).arg(source).arg(format!("::{directory}/{name}"))).map(drop)
+}
+
+/// Reads `buffer.len()` bytes of the raw `image` at `offset`.
+pub fn read_at(image: &Path, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    let mut file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(buffer).with_context(|| format!("reading {} at {offset}", image.display()))
+}
+
+/// Makes a disk like [`overlay`] in which the lowest bit of the byte at `offset` is the other way round.
+pub fn overlay_with_flipped_bit(image: &Path, size: u64, offset: u64, disk: &Path) -> Result<()> {
+    overlay(image, size, disk)?;
+    let sector = offset / SECTOR * SECTOR;
+    let mut content = [0; SECTOR as usize];
+    read_at(image, sector, &mut content)?;
+    content[usize::try_from(offset - sector)?] ^= 1;
+    let scratch = tempfile::tempdir().context("making a scratch directory")?;
+    fs::write(scratch.path().join("sector"), content)?;
+    let disk = disk.canonicalize()?;
+    // The name of the file stands within a command line of qemu-io, so it is a plain one, in the current directory.
+    let write = format!("write -q -s sector {sector} {SECTOR}");
+    let mut command = tools::command("qemu-io")?;
+    tools::run(command.current_dir(scratch.path()).args(["-f", "qcow2", "-c", &write]).arg(disk)).map(drop)
+}
+
+/// Where in a squashfs the metadata block begins that holds the inode of its root directory, so that no mount can do
+/// without it. `superblock` is its first 96 bytes.
+///
+/// Format: <https://docs.kernel.org/filesystems/squashfs.html>; fields are little-endian.
+pub fn squashfs_root_inode(superblock: &[u8; 96]) -> Result<u64> {
+    let field = |offset: usize| u64::from_le_bytes(superblock[offset..offset + 8].try_into().expect("eight bytes"));
+    ensure!(superblock.starts_with(b"hsqs"), "the root file system is not squashfs");
+    // The upper part of an inode's reference is where its block begins in the inode table.
+    let (root_inode, inode_table) = (field(32), field(64));
+    Ok(inode_table + (root_inode >> 16))
+}
+
+fn parse_partitions(json: &[u8]) -> Result<Vec<Partition>> {
+    /// Other members than these do not matter here.
+    #[derive(Deserialize)]
+    struct Dump {
+        partitiontable: Table,
+    }
+    #[derive(Deserialize)]
+    struct Table {
+        label: String,
+        sectorsize: u64,
+        #[serde(default)]
+        partitions: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        start: u64,
+        size: u64,
+        #[serde(default)]
+        name: String,
+    }
+    let Dump { partitiontable: table } = serde_json::from_slice(json).context("parsing the output of sfdisk")?;
+    ensure!(table.label == "gpt", "the partition table is {}, expected gpt", table.label);
+    let bytes = |entry: Entry| Partition {
+        label: entry.name,
+        offset: entry.start * table.sectorsize,
+        size: entry.size * table.sectorsize,
+    };
+    Ok(table.partitions.into_iter().map(bytes).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partition_tables() {
+        let json = br#"{"partitiontable": {"label": "gpt", "id": "X", "device": "i", "unit": "sectors",
+            "firstlba": 34, "lastlba": 100, "sectorsize": 512, "partitions": [
+            {"node": "i1", "start": 2048, "size": 8, "type": "C12A", "uuid": "A", "name": "ESP"},
+            {"node": "i2", "start": 4096, "size": 16, "type": "4F68", "uuid": "B"}]}}"#;
+        let partition = |label: &str, offset, size| Partition { label: label.into(), offset, size };
+        assert_eq!(parse_partitions(json).unwrap(), [partition("ESP", 1 << 20, 4096), partition("", 2 << 20, 8192)]);
+        let mbr = br#"{"partitiontable": {"label": "dos", "sectorsize": 512}}"#;
+        assert!(parse_partitions(mbr).unwrap_err().to_string().contains("dos, expected gpt"));
+        assert!(parse_partitions(b"").is_err());
+    }
+
+    #[test]
+    fn holes_stay_holes() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| dir.path().join(name));
+        let mut file = File::create(&from).unwrap();
+        file.set_len((64 << 20) + 3).unwrap();
+        for (offset, text) in [(5 << 20, "middle"), ((64 << 20) - 3, "at end")] {
+            file.seek(SeekFrom::Start(offset)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        copy_sparse(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap(), "the copy differs");
+        let allocated = fs::metadata(&to).unwrap().blocks() * 512;
+        assert!(allocated <= 8 << 20, "{allocated} bytes allocated");
+    }
+
+    #[test]
+    fn root_inode_of_squashfs() {
+        let mut superblock = [0; 96];
+        assert!(squashfs_root_inode(&superblock).is_err());
+        superblock[..4].copy_from_slice(b"hsqs");
+        superblock[32..40].copy_from_slice(&(0x2000_u64 << 16 | 0x123).to_le_bytes());
+        superblock[64..72].copy_from_slice(&0x50_0000_u64.to_le_bytes());
+        assert_eq!(squashfs_root_inode(&superblock).unwrap(), 0x50_2000);
+    }
+}
