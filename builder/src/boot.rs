@@ -123,6 +123,8 @@ fn machine_args(arguments: &Arguments, kvm: bool, disks: &[PathBuf]) -> Vec<OsSt
         add(&["-accel", "kvm", "-cpu", "host"]);
     } else {
         add(&["-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max"]);
+        // Emulated timers lag on a busy host, and the kernel takes that for broken hardware.
+        add(&["-smbios", "type=11,value=io.systemd.stub.kernel-cmdline-extra=no_timer_check"]);
     }
     add(&["-smp", &arguments.cpus.to_string(), "-m", &format!("{}M", arguments.memory >> 20)]);
     add(&["-device", "virtio-rng-pci", "-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile="]);

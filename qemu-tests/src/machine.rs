@@ -423,6 +423,10 @@ impl Machine {
         for FwCfg { name, file } in &self.fw_cfg {
             args.option("-fw_cfg", join(&format!("name={name},file="), file));
         }
+        if host.accel == Accel::Tcg {
+            // Emulated timers lag on a busy host, and the kernel takes that for broken hardware.
+            args.option("-smbios", "type=11,value=io.systemd.stub.kernel-cmdline-extra=no_timer_check".to_owned());
+        }
         for (kind, fields) in &self.smbios {
             args.option("-smbios", format!("type={kind},{fields}"));
         }

@@ -64,6 +64,14 @@ impl FileSystem {
             None
         }
     }
+
+    /// The length in bytes that a squashfs superblock states (`bytes_used`, offset 40); EROFS is not asked.
+    fn length(self, start: &[u8]) -> Option<u64> {
+        match self {
+            Self::Squashfs => Some(u64::from_le_bytes(start.get(40..48)?.try_into().ok()?)),
+            Self::Erofs => None,
+        }
+    }
 }
 
 impl Root {
@@ -103,10 +111,22 @@ impl Root {
         let read = File::open(node).and_then(|file| file.read_exact_at(&mut start, 0));
         let mounted = read.with_context(|| format!("reading {}", node.display())).and_then(|()| {
             let kind = FileSystem::detect(&start).context("neither squashfs nor EROFS begins there")?;
+            self.check_length(kind, &start)?;
             mount(node, at, kind.name(), MountFlags::RDONLY, None)
                 .with_context(|| format!("mounting {} as {}", node.display(), kind.name()))
         });
         mounted.or_fail("the root file system cannot be mounted", REWRITE)
+    }
+
+    /// The root hash does not cover the length in the hash tree's superblock, so the file system's own must fit it.
+    fn check_length(&self, kind: FileSystem, start: &[u8; 4096]) -> anyhow::Result<()> {
+        let covered = self.superblock.data_length();
+        match kind.length(start) {
+            Some(length) if length > covered => anyhow::bail!(
+                "the hash tree's superblock does not match the root file system: it covers {covered} bytes of {length}"
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// A failure for this device, if a corrupted block has been read from it.
