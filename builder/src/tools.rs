@@ -30,6 +30,8 @@ use crate::recipe::{Set, Wanted};
 const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Changes whenever the same packages give another tree.
+const TREE_VERSION: u32 = 2;
 /// Top-level directories that a merged `/usr` makes links.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
@@ -85,7 +87,7 @@ impl Tools {
         let set = Set::load_tools(&self.images)?;
         let lock = Lock::read(&self.images)?;
         let pins = lock.pins(lock::TOOLS, &Wanted::of(std::slice::from_ref(&set))?)?.packages;
-        let mut key = String::new();
+        let mut key = format!("tools {TREE_VERSION}\n");
         for pin in &pins {
             key.push_str(&pin.sha256);
         }
@@ -106,6 +108,7 @@ impl Tools {
         for result in parallel::map(&jobs, |(pin, file)| extract(&set, pin, file, temporary.path())) {
             result?;
         }
+        write_wrappers(temporary.path())?;
         let made = temporary.keep();
         match fs::rename(&made, &root) {
             Ok(()) => {}
@@ -165,6 +168,32 @@ fn extract(set: &Set, pin: &Pin, file: &Path, root: &Path) -> Result<()> {
     for (path, to) in hardlinks {
         make_parent(&path)?;
         fs::hard_link(&to, &path).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Where the tree has a script for each program that runs it by the tree's loader, to be put into a `PATH`.
+pub const WRAPPERS: &str = "wrappers";
+
+/// Writes the scripts. QEMU's programs need more than a loader, and get it from [`tree_command`] alone.
+fn write_wrappers(root: &Path) -> Result<()> {
+    let dir = root.join(WRAPPERS);
+    fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    for bin in ["usr/bin", "usr/sbin"] {
+        let Ok(entries) = fs::read_dir(root.join(bin)) else { continue };
+        for entry in entries {
+            let name = entry.with_context(|| format!("reading {bin}"))?.file_name();
+            let Some(name) = name.to_str().filter(|name| !name.starts_with("qemu-") && *name != "kvm") else { continue };
+            let script = format!(
+                "#!/bin/sh\nroot=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
+                 export GCONV_PATH=\"$root/{LIBRARIES}/gconv\" MKE2FS_CONFIG=\"$root/etc/mke2fs.conf\"\n\
+                 exec \"$root/{LOADER}\" --library-path \"$root/{LIBRARIES}\" --argv0 {name} \"$root/{bin}/{name}\" \"$@\"\n"
+            );
+            let path = dir.join(name);
+            fs::write(&path, script).with_context(|| format!("writing {}", path.display()))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
     }
     Ok(())
 }
