@@ -21,11 +21,10 @@ use verity::{Area, RootHash, Superblock};
 
 use crate::cache::{self, Cache};
 use crate::compose::{self, Kernel};
-use crate::fetch::{self, Fetcher, Gone};
+use crate::fetch;
 use crate::kernel::Package;
-use crate::lock::{self, Lock, Pin, Pins};
+use crate::lock::{Lock, Pins, Supply};
 use crate::manifest::{self, ImageRecord, Manifest, PackageRecord, PartitionRecord, Sizes};
-use crate::mirror::Mirrors;
 use crate::passwd::Table;
 use crate::plan::BuildPlan;
 use crate::progress::{Progress, StageTime};
@@ -286,51 +285,14 @@ fn fetch_packages(
     pins: &Pins,
     progress: &Progress,
 ) -> Result<Fetched> {
-    let mirrors = Mirrors::new(options.mirror.as_deref(), Path::new("/etc/apt"), Some(lock.unix_time()?));
-    let fetcher = Fetcher::new(options.cache.clone(), options.offline);
+    let supply = Supply::new(&options.images, options.cache.clone(), options.mirror.as_deref(), lock, options.offline)?;
     let mut pins = pins.clone();
     let mut notes = Vec::new();
-    let mut newest = None;
     for (sets, list) in [(recipe.sets.as_slice(), &mut pins.packages), (&[], &mut pins.inputs)] {
-        let missing: Vec<Pin> =
-            unpack::plan(&options.cache, sets, list).iter().filter_map(|job| job.needs().cloned()).collect();
-        let wanted: Vec<fetch::Wanted> = missing.iter().map(|pin| pin.wanted(&mirrors)).collect::<Result<_>>()?;
-        let results = fetcher.fetch("debs", &wanted, progress)?;
-        for (pin, result) in missing.iter().zip(results) {
-            let Err(error) = result else { continue };
-            if error.downcast_ref::<Gone>().is_none() {
-                return Err(error);
-            }
-            if options.locked {
-                return Err(
-                    error.context("the lock is out of date, and --locked forbids to depart from it: run nodezero lock")
-                );
-            }
-            let indexes = match &mut newest {
-                Some(indexes) => indexes,
-                None => {
-                    let now = std::time::SystemTime::now()
-                        .duration_since(std::time::UNIX_EPOCH)
-                        .context("reading the clock")?;
-                    let mirrors = Mirrors::new(options.mirror.as_deref(), Path::new("/etc/apt"), None);
-                    newest.insert(lock::fetch_indexes(&options.images, &fetcher, &mirrors, now.as_secs(), progress)?)
-                }
-            };
-            let successor = indexes.newest_of(&pin.name).ok_or(error)?;
-            let note = format!(
-                "{} {} is gone from all sources; {} is taken instead",
-                pin.name, pin.version, successor.version
-            );
-            progress.warn(&format!("{note}: run nodezero lock"));
-            notes.push(note);
-            fetcher
-                .fetch("debs", &[successor.wanted(&mirrors)?], progress)?
-                .pop()
-                .context("one file was asked for")??;
-            if let Some(entry) = list.iter_mut().find(|entry| entry.name == pin.name) {
-                *entry = successor;
-            }
-        }
+        let jobs = unpack::plan(&options.cache, sets, list);
+        let needed: Vec<usize> = (0..jobs.len()).filter(|index| jobs[*index].needs().is_some()).collect();
+        drop(jobs);
+        notes.extend(supply.fetch(list, &needed, options.locked, progress)?);
     }
     Ok(Fetched { pins, notes })
 }
@@ -431,7 +393,7 @@ fn write_verity(root: &File, plan: &BuildPlan, scratch: &Path) -> Result<Verity>
     Ok(Verity { file, root_hash })
 }
 
-/// The initrd's file in the cache, made if it is not there.
+/// The initrd, from the cache or made.
 fn write_initrd(
     cache: &Cache,
     recipe: &Recipe,
@@ -439,29 +401,28 @@ fn write_initrd(
     package: &Package<'_>,
     firstboot: &[u8],
     plan: &BuildPlan,
-) -> Result<PathBuf> {
+) -> Result<Vec<u8>> {
     let modules = initrd::choose_modules(&recipe.boot, kernel)?;
     let mut key = format!("initrd {INITRD_LEVEL}\n{}\n{}\n{}\n", package.key(), Sha256::of(firstboot), plan.timestamp);
     for (name, path) in modules.iter() {
         key.push_str(&format!("{name} {path}\n"));
     }
     key.push_str(&recipe.boot.load.join("\n"));
-    let name = format!("initrd-{}", Sha256::of(key.as_bytes()));
-    let path = cache.path("parts", &name);
-    if path.exists() {
-        return Ok(path);
+    let name = format!("initrd-1-{}", Sha256::of(key.as_bytes()));
+    if let Some(initrd) = cache.read_sealed("parts", &name)? {
+        return Ok(initrd);
     }
     let tree = initrd::tree(&recipe.boot, kernel, package, &modules, firstboot)?;
     let mut archive = Vec::new();
     let mtime = u32::try_from(plan.timestamp).context("cpio has no times after 2106")?;
     rootfs::cpio::write(&tree, &[], &mut archive, mtime)?;
-    let file = cache.temporary()?;
-    let mut encoder = zstd::Encoder::new(file.as_file(), INITRD_LEVEL).context("compressing the initrd")?;
+    let mut encoder = zstd::Encoder::new(Vec::new(), INITRD_LEVEL).context("compressing the initrd")?;
     encoder.set_pledged_src_size(Some(archive.len() as u64)).context("compressing the initrd")?;
     encoder.include_checksum(true).context("compressing the initrd")?;
     encoder.write_all(&archive).context("compressing the initrd")?;
-    encoder.finish().context("compressing the initrd")?;
-    cache.publish(file, "parts", &name)
+    let initrd = encoder.finish().context("compressing the initrd")?;
+    cache.publish_sealed(&initrd, "parts", &name)?;
+    Ok(initrd)
 }
 
 /// The kernel's command line: what the first stage needs, then the platform's own words.
@@ -487,13 +448,12 @@ fn write_uki(
     kernel: &Kernel,
     package: &Package<'_>,
     cmdline: &str,
-    initrd: &Path,
+    initrd: &[u8],
     scratch: &Path,
 ) -> Result<Uki> {
     let stub = source.input("usr/lib/systemd/boot/efi/linuxx64.efi.stub")?;
     let linux = package.vmlinuz()?;
     let osrel = compose::os_release(plan);
-    let initrd_file = cache::open(initrd)?;
     let cmdline = uki::Cmdline::parse(cmdline)?;
     let microcode = crate::microcode::archive(&source.inputs, &source.input_packs, plan.timestamp)?;
     let mut sections = vec![
@@ -501,7 +461,7 @@ fn write_uki(
         Section { name: Name::Cmdline, data: SectionData::Bytes(cmdline.as_str().as_bytes()) },
         Section { name: Name::Uname, data: SectionData::Bytes(kernel.version.as_bytes()) },
         Section { name: Name::Linux, data: SectionData::Bytes(&linux) },
-        Section { name: Name::Initrd, data: SectionData::whole_file(&initrd_file).context("reading the initrd")? },
+        Section { name: Name::Initrd, data: SectionData::Bytes(initrd) },
     ];
     if let Some(microcode) = &microcode {
         sections.push(Section { name: Name::Ucode, data: SectionData::Bytes(microcode) });
@@ -518,7 +478,7 @@ fn write_uki(
 struct Parts {
     root: File,
     verity: Verity,
-    initrd: PathBuf,
+    initrd: Vec<u8>,
     uki: Uki,
     cmdline: String,
 }
@@ -619,8 +579,6 @@ fn esp_files(
         },
     ];
     if let Some(bios) = bios {
-        let initrd = cache::open(&parts.initrd)?;
-        let len = initrd.metadata().context("reading the initrd")?.len();
         let (linux, initrd_name) = ("nodezero/bios/linux", "nodezero/bios/initrd");
         let config = disk::syslinux::Config {
             serial_baud: Some(115_200),
@@ -635,10 +593,7 @@ fn esp_files(
         files.push(bytes(disk::syslinux::CONFIG_PATH, config.render()?.into_bytes()));
         files.push(bytes("ldlinux.c32", bios.extracted.ldlinux_c32.clone()));
         files.push(bytes(linux, package.vmlinuz()?));
-        files.push(esp::File {
-            path: initrd_name.to_owned(),
-            content: esp::Content::Stream { reader: Box::new(initrd), len },
-        });
+        files.push(bytes(initrd_name, parts.initrd.clone()));
     }
     Ok(files)
 }
@@ -664,7 +619,6 @@ fn finish(
     formats.sort();
     formats.dedup();
     let (raw_sha256, raw_size) = fetch::hash_file(raw.path())?;
-    let initrd_size = fs::metadata(&parts.initrd).context("reading the initrd")?.len();
     let mut written = Vec::new();
     for format in formats.iter().filter(|format| **format != Format::Raw) {
         let file = temporary_in(&options.out)?;
@@ -687,7 +641,7 @@ fn finish(
         partitions: partition_records(layout),
         sizes: Sizes {
             root: parts.root.metadata().context("reading the root image")?.len(),
-            initrd: initrd_size,
+            initrd: parts.initrd.len() as u64,
             uki: parts.uki.size,
             raw: raw_size,
         },

@@ -4,15 +4,19 @@
 //! interrupted leaves nothing behind but a temporary file, which a later build removes when it is a day old.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use debian::digest::Sha256;
 use tempfile::NamedTempFile;
 
 /// Temporary files older than this belong to no build any more.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Bytes of the SHA-256 behind a sealed entry.
+const SEAL: usize = 32;
 
 /// A directory of verified downloads and of what was made from them.
 #[derive(Clone, Debug)]
@@ -81,6 +85,42 @@ impl Cache {
         let path = self.path(kind, name);
         publish(file, &path)?;
         Ok(path)
+    }
+
+    /// Reads an entry that [`Self::publish_sealed`] wrote, if it is there.
+    ///
+    /// # Errors
+    /// When it was changed since, naming it and both digests, or cannot be read.
+    pub fn read_sealed(&self, kind: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = self.path(kind, name);
+        let mut bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if is_missing(&error) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
+        };
+        let remedy = "remove it and build again";
+        let Some(length) = bytes.len().checked_sub(SEAL) else {
+            bail!("{} is shorter than its own digest: {remedy}", path.display());
+        };
+        let expected = Sha256::from_bytes(bytes[length..].try_into().expect("a seal has the length of a digest"));
+        bytes.truncate(length);
+        let found = Sha256::of(&bytes);
+        if found != expected {
+            bail!("{} was changed: SHA-256 is {found}, expected {expected}; {remedy}", path.display());
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Keeps `bytes` as an entry, followed by their SHA-256.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn publish_sealed(&self, bytes: &[u8], kind: &str, name: &str) -> Result<()> {
+        let mut file = self.temporary()?;
+        let written = file.write_all(bytes).and_then(|()| file.write_all(Sha256::of(bytes).as_bytes()));
+        written.with_context(|| format!("writing {}", self.path(kind, name).display()))?;
+        self.publish(file, kind, name)?;
+        Ok(())
     }
 
     fn sweep(&self) {

@@ -220,9 +220,8 @@ fn run_lock(common: &Common, dry_run: bool, progress: &Progress) -> Result<()> {
         progress.warn(&format!("the present lock cannot be read and is replaced: {error:#}"));
         None
     });
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("reading the clock")?.as_secs();
-    let indexes = progress.stage("indexes", || lock::fetch_indexes(&images, &fetcher, &mirrors, now, progress))?;
+    let indexes =
+        progress.stage("indexes", || lock::fetch_indexes(&images, &fetcher, &mirrors, lock::unix_now()?, progress))?;
     let new = progress.stage("resolve", || indexes.lock(&images))?;
     let changes = new.changes_since(old.as_ref());
     let is_new = old.as_ref() != Some(&new);

@@ -140,8 +140,17 @@ fn lay_packages(tree: &mut Tree, inputs: &Inputs<'_>) -> Result<()> {
             if !matches!(entry.kind, Kind::Directory) && tree.lookup(&entry.path).is_some_and(same) {
                 continue;
             }
-            tree.insert_with_parents(&entry.path, node)
-                .with_context(|| format!("laying in package {}", package.pin.name))?;
+            tree.insert_with_parents(&entry.path, node).with_context(|| {
+                let others: Vec<&str> = inputs
+                    .packages
+                    .iter()
+                    .filter(|other| other.pin.name != package.pin.name)
+                    .filter(|other| other.index.entries.iter().any(|theirs| theirs.path == entry.path))
+                    .map(|other| other.pin.name.as_str())
+                    .collect();
+                let beside = if others.is_empty() { String::new() } else { format!(" beside {}", others.join(", ")) };
+                format!("laying in /{} of package {}{beside}", entry.path, package.pin.name)
+            })?;
         }
     }
     Ok(())

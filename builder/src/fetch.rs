@@ -37,7 +37,7 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// A file that no source has any more: all answered "not found".
+/// A file that at least one source does not have, and that the others do not have either or cannot be reached for.
 #[derive(Debug, thiserror::Error)]
 #[error("{title} is not at any of its sources any more: {}", .urls.join(", "))]
 pub struct Gone {
@@ -56,7 +56,9 @@ pub struct Fetcher {
 
 enum Failure {
     NotFound,
-    /// May pass: connection errors and server errors.
+    /// May pass: nobody answers.
+    Unreachable(anyhow::Error),
+    /// May pass: server errors and cut connections.
     Passing(anyhow::Error),
     Final(anyhow::Error),
 }
@@ -166,14 +168,21 @@ impl Fetcher {
             let mut reasons = Vec::new();
             for url in urls {
                 let mut bytes = Vec::new();
-                match stream(&client, url, limit, |chunk| {
-                    bytes.extend_from_slice(chunk);
-                    Ok(())
-                })
-                .await
-                {
-                    Ok(()) => return Ok(bytes),
-                    Err(failure) => reasons.push(failure.describe(url)),
+                for attempt in 1..=TRIES {
+                    bytes.clear();
+                    let outcome = stream(&client, url, limit, |chunk| {
+                        bytes.extend_from_slice(chunk);
+                        Ok(())
+                    })
+                    .await;
+                    match outcome {
+                        Ok(()) => return Ok(bytes),
+                        Err(Failure::Passing(_) | Failure::Unreachable(_)) if attempt < TRIES => backoff(attempt).await,
+                        Err(failure) => {
+                            reasons.push(failure.describe(url));
+                            break;
+                        }
+                    }
                 }
             }
             Err(anyhow!("fetching {title}: {}", reasons.join("; ")))
@@ -185,7 +194,7 @@ impl Failure {
     fn describe(self, url: &str) -> String {
         match self {
             Self::NotFound => format!("{url}: not found"),
-            Self::Passing(error) | Self::Final(error) => format!("{url}: {error:#}"),
+            Self::Unreachable(error) | Self::Passing(error) | Self::Final(error) => format!("{url}: {error:#}"),
         }
     }
 }
@@ -207,6 +216,10 @@ fn client() -> Result<reqwest::Client> {
         .context("preparing downloads")
 }
 
+async fn backoff(attempt: u32) {
+    tokio::time::sleep(Duration::from_millis(300 << attempt)).await;
+}
+
 async fn download(
     client: &reqwest::Client,
     cache: &Cache,
@@ -218,7 +231,8 @@ async fn download(
         bail!("no mirror is known for {}: give --mirror or set NODEZERO_DEBIAN_MIRROR", item.title);
     }
     let mut reasons = Vec::new();
-    let mut gone = true;
+    // A source that answers with an error or a wrong file may have it; one that cannot be reached is as good as none.
+    let (mut missing, mut refused) = (false, false);
     for url in &item.urls {
         for attempt in 1..=TRIES {
             let mut file = cache.temporary()?;
@@ -245,18 +259,19 @@ async fn download(
             });
             match outcome {
                 Ok(()) => return cache.publish(file, kind, &item.sha256.to_string()),
-                Err(Failure::Passing(_)) if attempt < TRIES => {
-                    tokio::time::sleep(Duration::from_millis(300 << attempt)).await;
+                Err(Failure::Passing(_) | Failure::Unreachable(_)) if attempt < TRIES => {
+                    backoff(attempt).await;
                 }
                 Err(failure) => {
-                    gone &= matches!(failure, Failure::NotFound);
+                    missing |= matches!(failure, Failure::NotFound);
+                    refused |= matches!(failure, Failure::Final(_) | Failure::Passing(_));
                     reasons.push(failure.describe(url));
                     break;
                 }
             }
         }
     }
-    if gone {
+    if missing && !refused {
         return Err(Gone { title: item.title.clone(), urls: item.urls.clone() }.into());
     }
     Err(anyhow!("fetching {}: {}", item.title, reasons.join("; ")))
@@ -268,7 +283,11 @@ async fn stream(
     limit: u64,
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<(), Failure> {
-    let passing = |error: reqwest::Error| Failure::Passing(anyhow::Error::new(error.without_url()));
+    let passing = |error: reqwest::Error| {
+        let unreachable = error.is_connect();
+        let error = anyhow::Error::new(error.without_url());
+        if unreachable { Failure::Unreachable(error) } else { Failure::Passing(error) }
+    };
     let mut response = client.get(url).send().await.map_err(passing)?;
     let status = response.status();
     if status == reqwest::StatusCode::NOT_FOUND || status == reqwest::StatusCode::GONE {

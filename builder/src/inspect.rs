@@ -184,7 +184,7 @@ fn unpack_sparse(mut reader: impl Read) -> io::Result<File> {
         if count == 0 {
             break;
         }
-        if buffer[..count].iter().any(|byte| *byte != 0) {
+        if !crate::qcow2::is_zero(&buffer[..count]) {
             file.write_all_at(&buffer[..count], at)?;
         }
         at += count as u64;
@@ -211,7 +211,7 @@ pub fn bios_bootable(path: &Path) -> Option<bool> {
     }
     let mut file = File::open(path).ok()?;
     let code = table::read_boot_code(&mut file).ok()?;
-    Some(code.iter().any(|byte| *byte != 0))
+    Some(!crate::qcow2::is_zero(&code))
 }
 
 /// The kernel of the first boot entry of a raw image.

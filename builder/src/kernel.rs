@@ -80,17 +80,13 @@ impl<'a> Package<'a> {
     /// When a module is damaged.
     pub fn load(&self, cache: &Cache, dropped: &Dropped<'_>) -> Result<Kernel> {
         let dir = format!("usr/lib/modules/{}/", self.version);
-        let name = format!("modinfo-{}", self.package.key);
-        let path = cache.path("parts", &name);
-        let infos: Vec<(String, ModuleInfo)> = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("reading {}: remove it and build again", path.display()))?,
-            Err(_) => {
+        let name = format!("modinfo-1-{}", self.package.key);
+        let infos: Vec<(String, ModuleInfo)> = match cache.read_sealed("parts", &name)? {
+            Some(bytes) => serde_json::from_slice(&bytes).context("reading what the kernel's modules say")?,
+            None => {
                 let infos = self.read_infos(&dir)?;
-                let file = cache.temporary()?;
-                serde_json::to_writer(std::io::BufWriter::new(file.as_file()), &infos)
-                    .with_context(|| format!("writing {}", path.display()))?;
-                cache.publish(file, "parts", &name)?;
+                let bytes = serde_json::to_vec(&infos).context("writing what the kernel's modules say")?;
+                cache.publish_sealed(&bytes, "parts", &name)?;
                 infos
             }
         };

@@ -71,6 +71,7 @@ pub fn decompress(path: &str, bytes: &[u8]) -> Result<Vec<u8>, Error> {
     let reader: Box<dyn std::io::Read> = match path.rsplit('.').next() {
         Some("xz") => Box::new(liblzma::read::XzDecoder::new(bytes)),
         Some("zst") => Box::new(zstd::Decoder::new(bytes).map_err(|error| wrong(error.to_string()))?),
+        Some("gz") => Box::new(flate2::read::GzDecoder::new(bytes)),
         Some("ko") => Box::new(bytes),
         _ => return Err(wrong("unknown compression".into())),
     };
@@ -269,6 +270,12 @@ impl Modules {
                 let _ = writeln!(weakdep, "weakdep {name} {line}");
             }
         }
+        let mut devname = String::from("# Device nodes to trigger on-demand module loading.\n");
+        for name in &names {
+            if let Some(node) = device_node(&self.modules[*name].1.aliases) {
+                let _ = writeln!(devname, "{name} {node}");
+            }
+        }
         let mut builtin_trie = Trie::default();
         for name in builtin.lines().filter_map(module_name) {
             builtin_trie.insert(name.as_bytes(), 0, b"");
@@ -285,6 +292,7 @@ impl Modules {
             ("modules.dep.bin", dep_trie.encode()),
             ("modules.alias", alias.into_bytes()),
             ("modules.alias.bin", alias_trie.encode()),
+            ("modules.devname", devname.into_bytes()),
             ("modules.softdep", softdep.into_bytes()),
             ("modules.weakdep", weakdep.into_bytes()),
             ("modules.symbols", b"# Aliases for symbols, used by symbol_request(): none are indexed.\n".to_vec()),
@@ -293,6 +301,19 @@ impl Modules {
             ("modules.builtin.alias.bin", builtin_aliases.encode()),
         ]))
     }
+}
+
+/// The device node whose first opening loads a module, from its aliases `devname:NAME` and `char-major-M-N` or
+/// `block-major-M-N`: `net/tun c10:200`. systemd makes these nodes at boot.
+fn device_node(aliases: &[String]) -> Option<String> {
+    let name = aliases.iter().find_map(|alias| alias.strip_prefix("devname:"))?;
+    let number = |prefix: &str, letter: char| {
+        let alias = aliases.iter().find_map(|alias| alias.strip_prefix(prefix))?;
+        let (major, minor) = alias.split_once('-')?;
+        let (major, minor) = (major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?);
+        Some(format!("{name} {letter}{major}:{minor}"))
+    };
+    number("char-major-", 'c').or_else(|| number("block-major-", 'b'))
 }
 
 /// kmod compares aliases with `-` as `_`, but within brackets.
@@ -408,7 +429,7 @@ mod tests {
             [
                 ("kernel/a.ko.xz".to_owned(), info(&["pci:v00001AF4d*"], &["b", "c"])),
                 ("kernel/b.ko.xz".to_owned(), info(&[], &["c"])),
-                ("kernel/c-x/c.ko.xz".to_owned(), info(&["c-alias"], &[])),
+                ("kernel/c-x/c.ko.xz".to_owned(), info(&["c-alias", "devname:net/tun", "char-major-10-200"], &[])),
             ],
             "kernel/c-x/c.ko\nkernel/b.ko\nkernel/a.ko\n",
         )
@@ -433,6 +454,7 @@ mod tests {
             "kernel/c-x/c.ko.xz:\nkernel/b.ko.xz: kernel/c-x/c.ko.xz\n\
              kernel/a.ko.xz: kernel/b.ko.xz kernel/c-x/c.ko.xz\n"
         );
+        assert!(text("modules.devname").ends_with("loading.\nc net/tun c10:200\n"), "{}", text("modules.devname"));
         assert!(text("modules.alias").contains("alias pci:v00001AF4d* a\n"), "patterns stay as they are");
         let binary = &indexes["modules.builtin.bin"];
         assert_eq!(binary[..8], [0xb0, 0x07, 0xf4, 0x57, 0, 2, 0, 1]);

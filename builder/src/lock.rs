@@ -16,7 +16,8 @@ use debian::resolve::{Policy, Request, Universe};
 use nodezero_profile::Role;
 use serde::{Deserialize, Serialize};
 
-use crate::fetch::{self, Fetcher};
+use crate::cache::Cache;
+use crate::fetch::{self, Fetcher, Gone};
 use crate::mirror::{Archive, Mirrors};
 use crate::progress::Progress;
 use crate::recipe::{self, Platform, Recipe, Set, Source, Wanted};
@@ -288,6 +289,87 @@ pub struct Indexes {
     archives: BTreeMap<String, Archive>,
     suites: Vec<SuiteRecord>,
     newest: u64,
+}
+
+/// Brings pinned packages into the cache, and takes the successor of one that has vanished from all sources.
+#[derive(Debug)]
+pub struct Supply<'a> {
+    images: &'a Path,
+    fetcher: Fetcher,
+    mirrors: Mirrors,
+    /// Without the snapshot, which has no newer packages than the lock.
+    newest_mirrors: Mirrors,
+}
+
+impl<'a> Supply<'a> {
+    /// A supply for `lock`, of the mirrors that the user or the host name.
+    ///
+    /// # Errors
+    /// When the lock has no valid time.
+    pub fn new(images: &'a Path, cache: Cache, mirror: Option<&str>, lock: &Lock, offline: bool) -> Result<Self> {
+        let apt = Path::new("/etc/apt");
+        Ok(Self {
+            images,
+            fetcher: Fetcher::new(cache, offline),
+            mirrors: Mirrors::new(mirror, apt, Some(lock.unix_time()?)),
+            newest_mirrors: Mirrors::new(mirror, apt, None),
+        })
+    }
+
+    /// Fetches those of `pins` that `needed` indexes. One that no source has any more is replaced in `pins`, with a
+    /// warning and a note; with `locked` that is an error.
+    ///
+    /// # Errors
+    /// When a package cannot be had.
+    pub fn fetch(&self, pins: &mut [Pin], needed: &[usize], locked: bool, progress: &Progress) -> Result<Vec<String>> {
+        let wanted: Vec<fetch::Wanted> =
+            needed.iter().map(|index| pins[*index].wanted(&self.mirrors)).collect::<Result<_>>()?;
+        let results = self.fetcher.fetch("debs", &wanted, progress)?;
+        let mut notes = Vec::new();
+        let mut newest: Option<Indexes> = None;
+        for (index, result) in needed.iter().zip(results) {
+            let Err(error) = result else { continue };
+            if error.downcast_ref::<Gone>().is_none() {
+                return Err(error);
+            }
+            if locked {
+                return Err(
+                    error.context("the lock is out of date, and --locked forbids to depart from it: run nodezero lock")
+                );
+            }
+            let indexes = match &mut newest {
+                Some(indexes) => indexes,
+                None => newest.insert(fetch_indexes(
+                    self.images,
+                    &self.fetcher,
+                    &self.newest_mirrors,
+                    unix_now()?,
+                    progress,
+                )?),
+            };
+            let pin = &mut pins[*index];
+            let successor = indexes.newest_of(&pin.name).ok_or(error)?;
+            let note = format!(
+                "{} {} is gone from all sources; {} is taken instead",
+                pin.name, pin.version, successor.version
+            );
+            progress.warn(&format!("{note}: run nodezero lock"));
+            notes.push(note);
+            let wanted = successor.wanted(&self.newest_mirrors)?;
+            self.fetcher.fetch("debs", &[wanted], progress)?.pop().context("one file was asked for")??;
+            *pin = successor;
+        }
+        Ok(notes)
+    }
+}
+
+/// Seconds since 1970, by this machine's clock: for the validity of what is fetched, never for an image.
+///
+/// # Errors
+/// When the clock stands before 1970.
+pub fn unix_now() -> Result<u64> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    Ok(now.context("reading the clock")?.as_secs())
 }
 
 /// Reads the keys in `images/keyring/`.

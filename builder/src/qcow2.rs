@@ -109,7 +109,13 @@ fn read_cluster(raw: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
         }
     }
     buffer[filled..].fill(0);
-    Ok(buffer.iter().any(|byte| *byte != 0))
+    Ok(!is_zero(buffer))
+}
+
+/// Whether there is nothing but zeroes; by comparison of memory, which is fast without optimisation too.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROES.len()).all(|chunk| *chunk == ZEROES[..chunk.len()])
 }
 
 fn put(out: &mut impl Write, bytes: &[u8], length: u64) -> io::Result<()> {

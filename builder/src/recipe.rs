@@ -507,6 +507,10 @@ impl Recipe {
             load: initrd.load,
         };
         sets.push(Set::from_raw(platform.name(), &source, raw, files_of(images, platform.name()))?);
+        if !sets.iter().flat_map(|set| &set.packages).any(|package| package.name == boot.kernel) {
+            let message = format!("the kernel {} is no [[package]] of the recipe", boot.kernel);
+            return Err(source.error(&kernel.span(), message));
+        }
         Ok(Self { role, platform, sets, boot })
     }
 
@@ -552,7 +556,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Collects what `sets` ask for, with the kernel's meta package.
+    /// Collects what `sets` ask for.
     ///
     /// # Errors
     /// When one and the same package is asked for and omitted.
@@ -600,7 +604,7 @@ mod tests {
         write(
             dir.path(),
             "platforms/metal.toml",
-            "description = \"m\"\nkernel = \"linux-image-amd64\"\nloaders = [\"uefi\"]\n",
+            "description = \"m\"\nkernel = \"linux\"\nloaders = [\"uefi\"]\n[[package]]\nname = \"linux\"\nreason = \"r\"\n",
         );
         dir
     }

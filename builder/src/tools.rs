@@ -18,10 +18,8 @@ use debian::deb::{Deb, Entry, Kind};
 use debian::digest::Sha256;
 
 use crate::cache::Cache;
-use crate::fetch::{self, Fetcher};
 use crate::glob::Dropped;
-use crate::lock::{self, Lock, Pin};
-use crate::mirror::Mirrors;
+use crate::lock::{self, Lock, Pin, Supply};
 use crate::parallel;
 use crate::progress::Progress;
 use crate::recipe::{Set, Wanted};
@@ -57,11 +55,10 @@ impl Tools {
     /// # Errors
     /// When neither has it.
     pub fn command(&self, name: &str) -> Result<Command> {
-        if let Some(program) = in_path(name, &search_path()) {
-            return Ok(Command::new(program));
+        match own_command(name) {
+            Some(command) => Ok(command),
+            None => tree_command(&self.root()?, name),
         }
-        let root = self.root()?;
-        tree_command(&root, name)
     }
 
     /// A data file of the tree, such as a firmware image.
@@ -86,7 +83,7 @@ impl Tools {
         }
         let set = Set::load_tools(&self.images)?;
         let lock = Lock::read(&self.images)?;
-        let pins = lock.pins(lock::TOOLS, &Wanted::of(std::slice::from_ref(&set))?)?.packages;
+        let mut pins = lock.pins(lock::TOOLS, &Wanted::of(std::slice::from_ref(&set))?)?.packages;
         let mut key = format!("tools {TREE_VERSION}\n");
         for pin in &pins {
             key.push_str(&pin.sha256);
@@ -99,12 +96,11 @@ impl Tools {
             return Ok(root);
         }
         self.progress.say("unpacking QEMU and other tools from Debian's packages, once");
-        let mirrors = Mirrors::new(self.mirror.as_deref(), Path::new("/etc/apt"), Some(lock.unix_time()?));
-        let wanted: Vec<fetch::Wanted> = pins.iter().map(|pin| pin.wanted(&mirrors)).collect::<Result<_>>()?;
-        let fetcher = Fetcher::new(self.cache.clone(), false);
-        let files = fetcher.fetch("debs", &wanted, &self.progress)?.into_iter().collect::<Result<Vec<_>>>()?;
+        let supply = Supply::new(&self.images, self.cache.clone(), self.mirror.as_deref(), &lock, false)?;
+        let all: Vec<usize> = (0..pins.len()).collect();
+        supply.fetch(&mut pins, &all, false, &self.progress)?;
+        let jobs: Vec<(&Pin, PathBuf)> = pins.iter().map(|pin| (pin, self.cache.path("debs", &pin.sha256))).collect();
         let temporary = self.cache.temporary_dir()?;
-        let jobs: Vec<(&Pin, &PathBuf)> = pins.iter().zip(&files).collect();
         for result in parallel::map(&jobs, |(pin, file)| extract(&set, pin, file, temporary.path())) {
             result?;
         }
@@ -183,7 +179,9 @@ fn write_wrappers(root: &Path) -> Result<()> {
         let Ok(entries) = fs::read_dir(root.join(bin)) else { continue };
         for entry in entries {
             let name = entry.with_context(|| format!("reading {bin}"))?.file_name();
-            let Some(name) = name.to_str().filter(|name| !name.starts_with("qemu-") && *name != "kvm") else { continue };
+            let Some(name) = name.to_str().filter(|name| !name.starts_with("qemu-") && *name != "kvm") else {
+                continue;
+            };
             let script = format!(
                 "#!/bin/sh\nroot=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
                  export GCONV_PATH=\"$root/{LIBRARIES}/gconv\" MKE2FS_CONFIG=\"$root/etc/mke2fs.conf\"\n\
@@ -234,6 +232,12 @@ pub fn tree_command(root: &Path, name: &str) -> Result<Command> {
     Ok(command)
 }
 
+/// The command that runs the user's own program `name`, if there is one.
+#[must_use]
+pub fn own_command(name: &str) -> Option<Command> {
+    in_path(name, &search_path()).map(Command::new)
+}
+
 fn search_path() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).chain(ADMIN_DIRS.iter().map(PathBuf::from)).collect()
@@ -243,4 +247,61 @@ fn in_path(name: &str, dirs: &[PathBuf]) -> Option<PathBuf> {
     dirs.iter().filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(|program| {
         program.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn touch(path: &Path, mode: u32) {
+        fs::create_dir_all(path.parent().expect("it has one")).expect("a temporary directory can be written");
+        fs::write(path, "").expect("a temporary directory can be written");
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+    }
+
+    #[test]
+    fn path_is_searched_in_order_for_what_can_run() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        touch(&one.join("text"), 0o644);
+        touch(&two.join("text"), 0o755);
+        touch(&one.join("tool"), 0o755);
+        touch(&two.join("tool"), 0o755);
+        fs::create_dir(one.join("folder")).expect("a temporary directory can be written");
+        let dirs = [PathBuf::from("relative"), one.clone(), two.clone()];
+        for (name, expected) in
+            [("text", Some(two.join("text"))), ("tool", Some(one.join("tool"))), ("folder", None), ("none", None)]
+        {
+            assert_eq!(in_path(name, &dirs), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn programs_of_the_tree_run_by_its_loader() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = dir.path();
+        assert!(tree_command(root, "qemu-img").is_err(), "a tree without a loader");
+        touch(&root.join(LOADER), 0o755);
+        touch(&root.join("usr/sbin/qemu-system-x86_64"), 0o755);
+        let error = tree_command(root, "mcopy").expect_err("it is not there").to_string();
+        assert!(error.contains("no mcopy in PATH"), "{error}");
+
+        let command = tree_command(root, "qemu-system-x86_64").expect("it is there");
+        assert_eq!(command.get_program(), root.join(LOADER));
+        let at = |path: &str| root.join(path).into_os_string();
+        let expected = [
+            "--library-path".into(),
+            at(LIBRARIES),
+            "--argv0".into(),
+            "qemu-system-x86_64".into(),
+            at("usr/sbin/qemu-system-x86_64"),
+            "-L".into(),
+            at("usr/share/qemu"),
+            "-L".into(),
+            at("usr/share/seabios"),
+        ];
+        assert_eq!(command.get_args().collect::<Vec<_>>(), expected);
+        let modules = command.get_envs().find(|(name, _)| *name == "QEMU_MODULE_DIR").and_then(|(_, value)| value);
+        assert_eq!(modules, Some(at("usr/lib/x86_64-linux-gnu/qemu").as_os_str()));
+    }
 }

@@ -147,7 +147,9 @@ impl<'a> Job<'a> {
 pub fn run(cache: &Cache, jobs: &[Job<'_>], progress: &Progress) -> Result<(Vec<Unpacked>, Vec<Pack>)> {
     let mut missing: Vec<&Job<'_>> = jobs.iter().filter(|job| job.missing).collect();
     missing.sort_by_key(|job| (std::cmp::Reverse(job.pin.size), &job.pin.name));
-    progress.start_count("unpacking", missing.iter().map(|job| job.pin.size).sum());
+    if !missing.is_empty() {
+        progress.start_count("unpacking", missing.iter().map(|job| job.pin.size).sum());
+    }
     for result in parallel::map(&missing, |job| make_pack(cache, job).inspect(|()| progress.add(job.pin.size))) {
         result?;
     }

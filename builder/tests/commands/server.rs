@@ -1,0 +1,181 @@
+//! An HTTP server on the loopback for known paths, with faults on demand.
+//!
+//! It is the proxy of the commands under test too, so that it sees, and answers, whatever they ask of other hosts.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+/// The most that an endless answer sends, so that a client that swallows it fails its test and does not hang it.
+const ENDLESS: usize = 64 << 20;
+
+/// What goes wrong with an answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// This status without content.
+    Status(u16),
+    /// The content is over there.
+    Redirect(String),
+    /// Half of the content that was announced, then the connection ends.
+    Cut,
+    /// Content of no announced length that does not end by itself.
+    Endless,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    files: BTreeMap<String, Vec<u8>>,
+    faults: BTreeMap<String, (usize, Fault)>,
+    requests: Vec<String>,
+    endless: usize,
+}
+
+/// A server that runs until the test ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Server {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("the loopback has a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let state = shared.clone();
+                // A client that hangs up early is what some tests are about.
+                thread::spawn(move || drop(answer(&stream, &state)));
+            }
+        });
+        Self { port, state }
+    }
+
+    /// Its address without a slash at the end.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no thread panics while it holds the state")
+    }
+
+    /// Serves `bytes` at `path`, which begins with a slash, or with a host when it is asked for as a proxy.
+    pub(crate) fn put(&self, path: &str, bytes: impl Into<Vec<u8>>) {
+        self.state().files.insert(path.to_owned(), bytes.into());
+    }
+
+    /// Serves nothing any more.
+    pub(crate) fn clear(&self) {
+        self.state().files.clear();
+    }
+
+    /// The paths that contain `part`.
+    pub(crate) fn paths(&self, part: &str) -> Vec<String> {
+        let paths: Vec<String> = self.state().files.keys().filter(|path| path.contains(part)).cloned().collect();
+        assert!(!paths.is_empty(), "nothing is served whose path contains {part}");
+        paths
+    }
+
+    /// What is served at the one path that contains `part`.
+    pub(crate) fn content(&self, part: &str) -> Vec<u8> {
+        let [path] = &self.paths(part)[..] else { panic!("{part} stands in more than one path") };
+        self.state().files[path].clone()
+    }
+
+    /// Changes what is served at all paths that contain `part`.
+    pub(crate) fn change(&self, part: &str, change: impl Fn(&mut Vec<u8>)) {
+        for path in self.paths(part) {
+            change(self.state().files.get_mut(&path).expect("it was found"));
+        }
+    }
+
+    /// Answers the next `times` requests of every path that contains `part` with a fault.
+    pub(crate) fn fail(&self, part: &str, times: usize, fault: &Fault) {
+        for path in self.paths(part) {
+            self.state().faults.insert(path, (times, fault.clone()));
+        }
+    }
+
+    /// Serves the content of every path that contains `part` from elsewhere on this server, and says so when asked.
+    pub(crate) fn move_away(&self, part: &str) {
+        for path in self.paths(part) {
+            let bytes = self.state().files[&path].clone();
+            self.put(&format!("/elsewhere{path}"), bytes);
+            let fault = Fault::Redirect(format!("{}/elsewhere{path}", self.url()));
+            self.state().faults.insert(path, (usize::MAX, fault));
+        }
+    }
+
+    /// The paths that were asked for until now; forgets them.
+    pub(crate) fn take_requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().requests)
+    }
+
+    /// Bytes of endless answers that a client took.
+    pub(crate) fn endless_bytes(&self) -> usize {
+        self.state().endless
+    }
+}
+
+fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut lines = BufReader::new(stream).lines();
+    let request = lines.next().transpose()?.unwrap_or_default();
+    for line in lines {
+        if line?.is_empty() {
+            break;
+        }
+    }
+    let target = request.split(' ').nth(1).unwrap_or_default();
+    // A proxy is asked for a whole address.
+    let path = target.strip_prefix("http://").unwrap_or(target).to_owned();
+    let (fault, content) = {
+        let mut state = state.lock().expect("no thread panics while it holds the state");
+        state.requests.push(path.clone());
+        let fault = match state.faults.get_mut(&path) {
+            Some((times, fault)) if *times > 0 => {
+                *times -= 1;
+                Some(fault.clone())
+            }
+            _ => None,
+        };
+        (fault, state.files.get(&path).cloned())
+    };
+    let mut out = stream;
+    match (fault, content) {
+        (Some(Fault::Status(status)), _) => head(out, status, Some(0), "")?,
+        (Some(Fault::Redirect(to)), _) => head(out, 302, Some(0), &format!("Location: {to}\r\n"))?,
+        (Some(Fault::Cut), Some(content)) => {
+            head(out, 200, Some(content.len()), "")?;
+            out.write_all(&content[..content.len() / 2])?;
+        }
+        (Some(Fault::Endless), Some(content)) => {
+            head(out, 200, None, "")?;
+            let filler = vec![b'\n'; 1 << 16];
+            let mut next = content;
+            for _ in 0..ENDLESS / filler.len() {
+                out.write_all(&next)?;
+                state.lock().expect("no thread panics while it holds the state").endless += next.len();
+                next.clone_from(&filler);
+            }
+        }
+        (None, Some(content)) => {
+            head(out, 200, Some(content.len()), "")?;
+            out.write_all(&content)?;
+        }
+        (_, None) => head(out, 404, Some(0), "")?,
+    }
+    out.flush()?;
+    stream.shutdown(Shutdown::Write)
+}
+
+fn head(mut out: &TcpStream, status: u16, length: Option<usize>, more: &str) -> io::Result<()> {
+    let length = length.map(|length| format!("Content-Length: {length}\r\n")).unwrap_or_default();
+    write!(out, "HTTP/1.1 {status} Test\r\n{length}{more}Connection: close\r\n\r\n")
+}
