@@ -59,9 +59,8 @@ impl Ovmf {
         if let Some(found) = described(Path::new("/"))? {
             return Ok(found);
         }
-        let in_tree = tools::tree().and_then(|tree| {
-            described(tree.root())?.with_context(|| format!("no OVMF in the tools tree {}", tree.root().display()))
-        });
+        let in_tree = tools::tree()
+            .and_then(|tree| described(tree)?.with_context(|| format!("no OVMF in the tools tree {}", tree.display())));
         in_tree.or_else(downloaded)
     }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,11 +29,9 @@ struct Place {
 
 impl Place {
     fn new() -> Result<Place> {
-        // Brings downloads and the first-boot binary to where they are shared from.
-        images::built(Role::Edge, Platform::Vps)?;
+        let images = recipes()?.to_owned();
         let dir = tempfile::tempdir()?;
-        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package lies in the workspace")?;
-        let place = Place { images: workspace.join("images"), firstboot: first_boot_binary()?, dir };
+        let place = Place { images, firstboot: first_boot_binary()?, dir };
         fs::set_permissions(place.dir.path(), fs::Permissions::from_mode(0o755))?;
         for name in ["cache", "out"] {
             fs::create_dir(place.path(name))?;
@@ -94,6 +93,46 @@ impl Place {
         files.sort();
         Ok(files.pop().context("the cache is empty")?.1)
     }
+}
+
+/// The recipes to build from, with all that they need in the user's cache: the workspace's own, or a copy with a new
+/// lock where mirrors have dropped a pinned package, which without the network could not be replaced.
+fn recipes() -> Result<&'static Path> {
+    static RECIPES: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let prepare = || -> Result<PathBuf> {
+        // Makes the first-boot binary too.
+        images::built(Role::Edge, Platform::Vps)?;
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the package lies in the workspace")?;
+        let own = workspace.join("images");
+        let out = qemu_tests::scenario::base()?.join("locked");
+        let build = |images: &Path| -> Result<Output> {
+            let mut command = Command::new(images::nodezero()?);
+            command.args(["build", "edge", "--platform", "vps", "--locked", "--quiet", "--images"]).arg(images);
+            command.arg("--firstboot").arg(first_boot_binary()?).arg("--out").arg(&out);
+            Ok(command.output()?)
+        };
+        let output = build(&own)?;
+        if output.status.success() {
+            return Ok(own);
+        }
+        ensure!(error_of(&output).contains("run nodezero lock"), "building failed: {}", error_of(&output));
+        let copy = qemu_tests::scenario::base()?.join("recipes");
+        if copy.exists() {
+            fs::remove_dir_all(&copy)?;
+        }
+        copy_tree(&own, &copy)?;
+        // Not through the hard link, which is the workspace's own lock.
+        let lock = fs::read(copy.join("lock.toml"))?;
+        fs::remove_file(copy.join("lock.toml"))?;
+        fs::write(copy.join("lock.toml"), lock)?;
+        let output = Command::new(images::nodezero()?).args(["lock", "--images"]).arg(&copy).output()?;
+        ensure!(output.status.success(), "locking anew failed: {}", error_of(&output));
+        let output = build(&copy)?;
+        ensure!(output.status.success(), "building failed: {}", error_of(&output));
+        Ok(copy)
+    };
+    let found = RECIPES.get_or_init(|| prepare().map_err(|error| format!("{error:#}")));
+    found.as_deref().map_err(|error| anyhow::Error::msg(error.clone()))
 }
 
 fn user_cache() -> Result<PathBuf> {
@@ -188,7 +227,7 @@ fn an_interrupted_build_leaves_nothing_and_the_next_is_right() -> Result<()> {
         fs::create_dir(place.path("out"))?;
     }
     let after = fs::read(place.build()?)?;
-    let untouched = fs::read(images::built(Role::Edge, Platform::Vps)?.path)?;
+    let untouched = fs::read(Place::new()?.build()?)?;
     ensure!(after == untouched, "the build after interruptions differs");
     Ok(())
 }
