@@ -3,17 +3,15 @@
 //! Every output is written under a temporary name in the output directory and renamed at the end, the manifest last.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read as _, Seek as _, Write as _};
+use std::io::{BufWriter, Seek as _, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use debian::digest::Sha256;
 use disk::{Guid, Layout, SectorSize, esp};
 use nodezero_profile::Role;
 use rootfs::{Node, Pack, Tree};
-use serde::Serialize;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 use uki::{Name, Section, SectionData};
@@ -25,6 +23,7 @@ use crate::fetch;
 use crate::kernel::Package;
 use crate::lock::{Lock, Pins, Supply};
 use crate::manifest::{self, ImageRecord, Manifest, PackageRecord, PartitionRecord, Sizes};
+use crate::output::{self, Format, Output};
 use crate::passwd::Table;
 use crate::plan::BuildPlan;
 use crate::progress::{Progress, StageTime};
@@ -45,47 +44,6 @@ const ESP_LEAST: u64 = 256 << 20;
 const TRIES: u32 = 3;
 /// How strongly the initrd is compressed. It is small, and loaded at every boot.
 const INITRD_LEVEL: i32 = 12;
-
-/// A form in which an image is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum Format {
-    /// The disk as it is, zeroes as holes.
-    #[serde(rename = "raw")]
-    Raw,
-    /// Compressed with zstd.
-    #[serde(rename = "raw.zst")]
-    RawZst,
-    /// Compressed with gzip.
-    #[serde(rename = "raw.gz")]
-    RawGz,
-    /// QEMU's format.
-    #[serde(rename = "qcow2")]
-    Qcow2,
-}
-
-impl Format {
-    /// The format's name, which is also the file's suffix.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::RawZst => "raw.zst",
-            Self::RawGz => "raw.gz",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(word: &str) -> Result<Self, String> {
-        [Self::Raw, Self::RawZst, Self::RawGz, Self::Qcow2]
-            .into_iter()
-            .find(|format| format.name() == word)
-            .ok_or_else(|| format!("{word:?} is not a format: use raw, raw.zst, raw.gz or qcow2"))
-    }
-}
 
 /// What to build, and from where.
 #[derive(Clone, Debug)]
@@ -110,21 +68,6 @@ pub struct Options {
     pub mirror: Option<String>,
     /// Downloads and packs.
     pub cache: Cache,
-}
-
-/// One file that was written.
-#[derive(Clone, Debug, Serialize)]
-pub struct Output {
-    /// Its form.
-    pub format: Format,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its length in bytes.
-    pub size: u64,
-    /// What it takes on disk in bytes.
-    pub on_disk: u64,
-    /// Its SHA-256.
-    pub sha256: String,
 }
 
 /// What was built.
@@ -172,7 +115,7 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
     let lock = Lock::read(&options.images)?;
     let users = Table::read(&options.images)?;
     let rules = read_rules(&options.images)?;
-    prepare_out(&options.out)?;
+    output::prepare_out(&options.out)?;
     let firstboot = progress
         .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
     let mut other = digest_images(&options.images, &recipe)?;
@@ -255,20 +198,6 @@ fn list_files(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes the output directory, and finds out before any work whether it can be written.
-fn prepare_out(out: &Path) -> Result<()> {
-    fs::create_dir_all(out).with_context(|| format!("making the output directory {}", out.display()))?;
-    temporary_in(out).map(|_| ())
-}
-
-fn temporary_in(dir: &Path) -> Result<NamedTempFile> {
-    tempfile::Builder::new()
-        .prefix(".nodezero-")
-        .suffix(".tmp")
-        .tempfile_in(dir)
-        .with_context(|| format!("writing to the output directory {}", dir.display()))
 }
 
 struct Fetched {
@@ -515,7 +444,7 @@ fn assemble(
         verity_guid,
         bios,
     })?;
-    let raw = temporary_in(&options.out)?;
+    let raw = output::temporary_in(&options.out)?;
     let mut out = raw.reopen().context("opening the image")?;
     let volume = Guid::derived("ESP volume", plan.inputs.as_bytes());
     let [a, b, c, d, ..] = volume.to_bytes();
@@ -615,21 +544,8 @@ fn finish(
     firstboot: &[u8],
 ) -> Result<Built> {
     let stem = format!("{}-{}", plan.name, plan.version);
-    let mut formats = options.formats.clone();
-    formats.sort();
-    formats.dedup();
     let (raw_sha256, raw_size) = fetch::hash_file(raw.path())?;
-    let mut written = Vec::new();
-    for format in formats.iter().filter(|format| **format != Format::Raw) {
-        let file = temporary_in(&options.out)?;
-        convert(*format, raw.path(), &file)
-            .with_context(|| format!("writing {stem}.{} to {}", format.name(), options.out.display()))?;
-        let (sha256, _) = fetch::hash_file(file.path())?;
-        written.push((*format, file, sha256));
-    }
-    if formats.contains(&Format::Raw) {
-        written.insert(0, (Format::Raw, raw, raw_sha256));
-    }
+    let pending = output::convert_all(&options.formats, raw, raw_sha256, &options.out, &stem)?;
     let manifest = Manifest {
         timestamp: jiff::Timestamp::from_second(i64::try_from(plan.timestamp)?)?.to_string(),
         root_hash: parts.verity.root_hash.to_string(),
@@ -648,16 +564,7 @@ fn finish(
         inputs_used: source.inputs.iter().map(|input| PackageRecord::from(&input.pin)).collect(),
         image: record,
     };
-    let mut sums = String::new();
-    let mut outputs = Vec::new();
-    for (format, file, sha256) in written {
-        let path = options.out.join(format!("{stem}.{}", format.name()));
-        sums.push_str(&format!("{sha256}  {stem}.{}\n", format.name()));
-        cache::publish(file, &path)?;
-        let meta = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
-        let on_disk = std::os::unix::fs::MetadataExt::blocks(&meta) * 512;
-        outputs.push(Output { format, path, size: meta.len(), on_disk, sha256: sha256.to_string() });
-    }
+    let (outputs, sums) = output::publish_all(pending, &options.out, &stem)?;
     let json = |value: &dyn Fn() -> serde_json::Result<Vec<u8>>| value().context("writing the manifest");
     let manifest_path = options.out.join(format!("{stem}.manifest.json"));
     let bill = manifest::sbom(&manifest);
@@ -666,7 +573,7 @@ fn finish(
         (options.out.join(format!("{stem}.sha256")), sums.into_bytes()),
         (manifest_path.clone(), json(&|| serde_json::to_vec_pretty(&manifest))?),
     ] {
-        let mut file = temporary_in(&options.out)?;
+        let mut file = output::temporary_in(&options.out)?;
         file.write_all(&bytes).with_context(|| format!("writing {}", path.display()))?;
         cache::publish(file, &path)?;
     }
@@ -689,37 +596,4 @@ pub(crate) fn partition_records(layout: &Layout) -> Vec<PartitionRecord> {
             }
         })
         .collect()
-}
-
-fn convert(format: Format, raw: &Path, file: &NamedTempFile) -> io::Result<()> {
-    let mut raw = File::open(raw)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
-    match format {
-        Format::Raw => {
-            io::copy(&mut raw, &mut out)?;
-        }
-        Format::RawZst => {
-            let mut encoder = zstd::Encoder::new(&mut out, 3)?;
-            encoder.multithread(u32::try_from(crate::parallel::threads()).unwrap_or(1))?;
-            encoder.include_checksum(true)?;
-            encoder.set_pledged_src_size(Some(raw.metadata()?.len()))?;
-            io::copy(&mut raw, &mut encoder)?;
-            encoder.finish()?;
-        }
-        Format::RawGz => {
-            // No name and no time in the header: the same bytes each time.
-            let mut encoder = flate2::write::GzEncoder::new(&mut out, flate2::Compression::new(6));
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                let count = raw.read(&mut buffer)?;
-                if count == 0 {
-                    break;
-                }
-                encoder.write_all(&buffer[..count])?;
-            }
-            encoder.finish()?;
-        }
-        Format::Qcow2 => crate::qcow2::write(&mut raw, &mut out)?,
-    }
-    out.flush()
 }

@@ -8,11 +8,12 @@ use clap::{Args, Parser, Subcommand};
 use nodezero_profile::Role;
 use serde_json::json;
 
-use crate::build::{self, Format};
+use crate::build;
 use crate::cache::Cache;
 use crate::fetch::Fetcher;
 use crate::lock::{self, Lock};
 use crate::mirror::Mirrors;
+use crate::output::Format;
 use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
 use crate::{boot, inspect, tools};

@@ -25,6 +25,7 @@ pub mod lock;
 pub mod manifest;
 pub mod microcode;
 pub mod mirror;
+pub mod output;
 pub mod parallel;
 pub mod passwd;
 pub mod plan;
