@@ -4,7 +4,8 @@
 //! ([ABI](https://docs.kernel.org/admin-guide/abi-stable.html)); udev's are read from its database under
 //! `/run/udev/data`. Nothing is read from the disks themselves. Left out: what lies behind device mapper and md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// Unit of sizes and offsets in `/sys`, whatever the disk's own sector size.
 pub(crate) const SYSFS_SECTOR: u64 = 512;
+
+/// udev's database.
+const UDEV: &str = "/run/udev/data";
 
 /// A whole disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +151,7 @@ impl Disk {
 
 /// The disks of this machine: whole, with a medium, and made of hardware (or virtual hardware), by name.
 pub(crate) fn survey() -> Vec<Disk> {
-    survey_in(Path::new("/sys"), Path::new("/run/udev/data"))
+    survey_in(Path::new("/sys"), Path::new(UDEV))
 }
 
 /// [`survey`], with the places to look at given.
@@ -160,6 +164,25 @@ pub(crate) fn survey_in(sys: &Path, udev: &Path) -> Vec<Disk> {
         .collect();
     disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
     disks
+}
+
+/// The names of all block devices that are no partitions, as the kernel shows them now.
+pub(crate) fn shown() -> BTreeSet<OsString> {
+    fs::read_dir("/sys/block").into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+}
+
+/// Whether an NVMe controller shows no disk yet. Below the controller lies its disk, or one path to it, such as `nvme0n1`
+/// or `nvme0c0n1`.
+pub(crate) fn is_nvme_scanning(sys: &Path) -> bool {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    entries(&sys.join("class/nvme")).any(|controller| {
+        !entries(&controller.path()).any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"nvme"))
+    })
+}
+
+/// A disk's partitions as the kernel shows them now, by number.
+pub(crate) fn partitions(disk: &str) -> Vec<Partition> {
+    read_partitions(&Path::new("/sys/block").join(disk), disk, Path::new(UDEV))
 }
 
 /// A size as a person writes it: decimal, as disks are sold.
@@ -335,6 +358,18 @@ mod tests {
         assert_eq!((partition.number, partition.start, partition.size), (2, 2048 * 512, 4096));
         assert_eq!(partition.label.as_deref(), Some("state"));
         assert_eq!(usb.describe(), "/dev/sda (16.1 GB, usb, model Flash Disk, serial AB12)");
+    }
+
+    #[test]
+    fn controllers_without_a_disk_are_noticed() {
+        let sys = tempfile::tempdir().expect("tempdir");
+        assert!(!is_nvme_scanning(sys.path()), "no NVMe at all");
+        for (path, expected) in
+            [("nvme0/device", true), ("nvme0/nvme0c0n1", false), ("nvme1/power", true), ("nvme1/nvme1n1", false)]
+        {
+            fs::create_dir_all(sys.path().join("class/nvme").join(path)).expect("directory");
+            assert_eq!(is_nvme_scanning(sys.path()), expected, "{path}");
+        }
     }
 
     #[test]

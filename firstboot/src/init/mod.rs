@@ -19,9 +19,12 @@ mod state;
 mod switch;
 mod uevents;
 
+use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -43,6 +46,12 @@ use crate::summary::{Failure, OrFail};
 const SYSROOT: &str = "/sysroot";
 /// Names of modules that are loaded on every machine, one on a line.
 const MODULES_LOAD: &str = "/etc/nodezero/modules-load";
+/// How many modules of the list are loaded at once: one that takes long, and those beside it.
+const LISTED_AT_ONCE: usize = 2;
+/// The alias of everything that hashes as dm-verity needs it.
+const SHA256: &str = "crypto-sha256";
+/// There where the firmware describes QEMU's `fw_cfg`.
+const FW_CFG_DEVICE: &str = "/sys/bus/acpi/devices/QEMU0002:00";
 /// How often the summary of a failure is shown.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -131,23 +140,27 @@ fn start(cmdline: &Cmdline) -> Result<std::convert::Infallible, Failure> {
 
     let index = ModuleIndex::read(&modules_directory());
     let mut loader = Loader::new(&index, cmdline);
-    // Loading a module is work for a processor, probing a device is waiting for it: the two go on at once.
-    let (own, partitions) = std::thread::scope(|scope| {
-        let listed = scope.spawn(|| load_listed(Loader::new(&index, cmdline)));
-        let found = find_partitions(root_hash, &mut loader, deadline, &mut timeline);
-        listed.join().expect("a panic ends the program");
-        found
-    })?;
-    timeline.end("modules", "loaded");
+    let list = Mutex::new(listed_modules());
+    std::thread::scope(|scope| {
+        // Loading a module is work for a processor, probing a device is waiting for it: the two go on at once. Each
+        // stage until the configuration asks for what it needs, which mostly is there by then.
+        let listed = [(); LISTED_AT_ONCE].map(|()| scope.spawn(|| load_listed(&list, Loader::new(&index, cmdline))));
+        let (own, partitions) = find_partitions(root_hash, &mut loader, deadline, &mut timeline)?;
 
-    let root = Root::open(root_hash, &partitions.root, &partitions.verity)?;
-    let failure = match enter(cmdline, &mut timeline, &own, &partitions, &root, &mut loader) {
-        Ok(never) => match never {},
-        Err(failure) => failure,
-    };
-    Err(match root.corruption() {
-        Some(corruption) => failure.caused_by(corruption),
-        None => failure,
+        // dm-verity stays with the best implementation that is there when its device is made.
+        for module in [SHA256, "dm-mod", "dm-verity"] {
+            loader.load(module);
+        }
+        timeline.end("modules", "loaded");
+        let root = Root::open(root_hash, &partitions.root, &partitions.verity)?;
+        let failure = match enter(cmdline, &mut timeline, &own, &partitions, &root, &mut loader, listed) {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        Err(match root.corruption() {
+            Some(corruption) => failure.caused_by(corruption),
+            None => failure,
+        })
     })
 }
 
@@ -175,14 +188,15 @@ fn enter(
     partitions: &Partitions,
     root: &Root,
     loader: &mut Loader<'_>,
+    listed: [ScopedJoinHandle<'_, ()>; LISTED_AT_ONCE],
 ) -> Result<std::convert::Infallible, Failure> {
     let sysroot = Path::new(SYSROOT);
     fs::create_dir_all(sysroot).or_fail("the initrd cannot be written to", "report this with the image's version")?;
-    root.mount(sysroot)?;
+    root.mount(sysroot, loader)?;
     mounts::move_api_into(sysroot)?;
     timeline.end("root", "verified and mounted");
 
-    let origin = prepare_state(sysroot, own, partitions)?;
+    let origin = prepare_state(sysroot, own, partitions, loader)?;
     let machine_id = state::machine_id(sysroot)?;
     let filled = state::fill_var(sysroot, &required_root_hash(cmdline)?.to_string())?;
     timeline.end(
@@ -190,7 +204,8 @@ fn enter(
         &format!("{origin}{}", filled.map_or(String::new(), |count| format!(", {count} entries from the factory"))),
     );
 
-    let config = find_config(cmdline, &partitions.esp, loader)?;
+    listed.into_iter().for_each(|thread| thread.join().expect("a panic ends the program"));
+    let config = find_config(cmdline, &partitions.esp)?;
     timeline.end("configuration", &config.to_string());
 
     if let Some(corruption) = root.corruption() {
@@ -230,10 +245,18 @@ fn required_root_hash(cmdline: &Cmdline) -> Result<RootHash, Failure> {
     )
 }
 
-/// Loads the modules that every machine needs.
-fn load_listed(mut loader: Loader<'_>) {
-    for name in fs::read_to_string(MODULES_LOAD).unwrap_or_default().split_whitespace() {
-        if !loader.load(name) {
+/// The modules that every machine needs, and that of QEMU's `fw_cfg` where the firmware describes one.
+fn listed_modules() -> VecDeque<String> {
+    let list = fs::read_to_string(MODULES_LOAD).unwrap_or_default();
+    let fw_cfg = Path::new(FW_CFG_DEVICE).exists().then_some("qemu_fw_cfg");
+    [SHA256].into_iter().chain(list.split_whitespace()).chain(fw_cfg).map(str::to_owned).collect()
+}
+
+/// Loads one module of the list after the other, until it is empty.
+fn load_listed(list: &Mutex<VecDeque<String>>, mut loader: Loader<'_>) {
+    let next = || list.lock().expect("a panic ends the program").pop_front();
+    while let Some(name) = next() {
+        if !loader.load(&name) {
             console::to_kernel_log(&format!("nodezero: module {name} is neither in the initrd nor built in"));
         }
     }
@@ -241,7 +264,12 @@ fn load_listed(mut loader: Loader<'_>) {
 }
 
 /// Makes or checks `state`, and mounts what comes from it.
-fn prepare_state(sysroot: &Path, own: &OwnDisk, partitions: &Partitions) -> Result<StateOrigin, Failure> {
+fn prepare_state(
+    sysroot: &Path,
+    own: &OwnDisk,
+    partitions: &Partitions,
+    loader: &mut Loader<'_>,
+) -> Result<StateOrigin, Failure> {
     let origin = match partitions.state_step {
         StateStep::Format => {
             state::make(sysroot, &partitions.state)?;
@@ -253,15 +281,16 @@ fn prepare_state(sysroot: &Path, own: &OwnDisk, partitions: &Partitions) -> Resu
             StateOrigin::Kept
         }
     };
+    for file_system in ["fs-ext4", "fs-overlay"] {
+        loader.load(file_system);
+    }
     state::mount_state(&partitions.state, partitions.state_size)?;
     state::mount_parts(sysroot)?;
     Ok(origin)
 }
 
 /// Finds the configuration and hands it on.
-fn find_config(cmdline: &Cmdline, esp: &Path, loader: &mut Loader<'_>) -> Result<ConfigOrigin, Failure> {
-    // Outside QEMU the module finds no device, and there is no such file.
-    loader.load("qemu_fw_cfg");
+fn find_config(cmdline: &Cmdline, esp: &Path) -> Result<ConfigOrigin, Failure> {
     let fw_cfg = || config::read_fw_cfg(Path::new("/sys"));
     let found = config::find(cmdline.config_url.as_deref(), fw_cfg, || read_esp(esp)).and_then(|(origin, content)| {
         if let Some(content) = content {

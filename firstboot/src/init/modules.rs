@@ -6,12 +6,18 @@
 //! not there is passed over. Parameters come from the kernel command line. Left out: `modprobe.d`, which the
 //! initrd does not have; blacklists are the kernel's own `module_blacklist=`.
 //!
+//! For devices only drivers are loaded, and of these only what may bring a disk into view, the likely and quick ones
+//! first: see [`Urgency`]. All else that a device asks for (network, processor features) is udev's after the switch.
+//! Loading is synchronous: when the kernel says that a driver is loaded, the disks of its controllers are there, but for
+//! NVMe and those behind USB and other hot-plug buses.
+//!
 //! The kernel itself asks for modules by running `/sbin/modprobe`; the first stage answers under that name too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -147,6 +153,38 @@ impl ModuleIndex {
     }
 }
 
+/// How soon a device's module is to be loaded while the own disk is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Urgency {
+    /// Virtual disks, NVMe, and the disk drivers on top of a host that is there already: they answer at once.
+    First,
+    /// Other hosts. Those of SATA wait for ports that may have nothing attached, long after all others are done.
+    Then,
+}
+
+impl Urgency {
+    /// Of a module at a path below the kernel's module directory. `None`: it brings no disk into view.
+    fn of(path: &str) -> Option<Self> {
+        const FIRST: [&str; 10] = [
+            "virtio/",
+            "block/",
+            "nvme/",
+            "mmc/core/",
+            "hv/",
+            "xen/",
+            "pci/",
+            "scsi/sd_mod.",
+            "scsi/virtio_scsi.",
+            "scsi/hv_storvsc.",
+        ];
+        let driver = path.strip_prefix("kernel/drivers/")?;
+        if driver.starts_with("net/") || driver.starts_with("firmware/") {
+            return None;
+        }
+        Some(if FIRST.iter().any(|prefix| driver.starts_with(prefix)) { Self::First } else { Self::Then })
+    }
+}
+
 /// Loads modules, each at most once.
 pub(crate) struct Loader<'a> {
     index: &'a ModuleIndex,
@@ -155,6 +193,8 @@ pub(crate) struct Loader<'a> {
     done: HashSet<String>,
     /// Modaliases that were looked up.
     known: HashSet<String>,
+    /// Modules that devices ask for and that are not loaded yet.
+    asked: BTreeSet<(Urgency, String)>,
     /// What was loaded, in order, and what went wrong, as text for the log.
     log: Vec<String>,
 }
@@ -163,7 +203,7 @@ impl<'a> Loader<'a> {
     /// A loader of modules in this index. Several may work at once: the kernel lets the second one that comes with a
     /// module wait, and says that it is there.
     pub(crate) fn new(index: &'a ModuleIndex, cmdline: &'a Cmdline) -> Self {
-        Self { index, cmdline, done: HashSet::new(), known: HashSet::new(), log: Vec::new() }
+        Self { index, cmdline, done: HashSet::new(), known: HashSet::new(), asked: BTreeSet::new(), log: Vec::new() }
     }
 
     /// Loads what a name or alias stands for, with dependencies. Whether anything stands for it, or the kernel has
@@ -178,21 +218,25 @@ impl<'a> Loader<'a> {
         !modules.is_empty() || self.index.is_builtin(wanted)
     }
 
-    /// Loads the modules of every device that `sys` (usually `/sys`) shows and that was not seen before, again until
-    /// nothing new appears: a bus driver brings new devices. Gives the number of modaliases that were new.
-    pub(crate) fn load_for_devices(&mut self, sys: &Path) -> usize {
-        let mut total = 0;
-        loop {
-            let new: Vec<String> =
-                modaliases(sys).into_iter().filter(|alias| self.known.insert(alias.clone())).collect();
-            if new.is_empty() {
-                return total;
-            }
-            total += new.len();
-            for alias in &new {
-                self.load(alias);
+    /// Looks at every device that `sys` (usually `/sys`) shows and that was not seen before, and notes the drivers that
+    /// they ask for. A bus driver brings new devices, so this is repeated after each that is loaded. Gives the number of
+    /// modaliases that were new.
+    pub(crate) fn look_for_devices(&mut self, sys: &Path) -> usize {
+        let new: Vec<String> = modaliases(sys).into_iter().filter(|alias| self.known.insert(alias.clone())).collect();
+        for module in new.iter().flat_map(|alias| self.index.resolve(alias)) {
+            let urgency = self.index.path(&module).and_then(Urgency::of);
+            if let Some(urgency) = urgency.filter(|_| !self.done.contains(&module)) {
+                self.asked.insert((urgency, module));
             }
         }
+        new.len()
+    }
+
+    /// Loads the most urgent driver that a device asks for, with dependencies. Whether there was one.
+    pub(crate) fn load_next(&mut self) -> bool {
+        let Some((_, module)) = self.asked.pop_first() else { return false };
+        self.load(&module);
+        true
     }
 
     /// What happened since the last call, one line each.
@@ -207,11 +251,16 @@ impl<'a> Loader<'a> {
             return;
         }
         let Some(path) = self.index.path(module) else { return };
+        // Another loader had it: the kernel would read the whole file before it says so.
+        if fs::read_to_string(format!("/sys/module/{module}/initstate")).is_ok_and(|state| state.trim() == "live") {
+            return;
+        }
         let Ok(file) = File::open(self.index.directory.join(path)) else { return };
         let flags = if path.ends_with(".ko") { 0 } else { COMPRESSED };
         let Ok(parameters) = CString::new(self.cmdline.module_parameters(module)) else { return };
+        let begin = Instant::now();
         match rustix::system::finit_module(&file, &parameters, flags) {
-            Ok(()) => self.log.push(format!("module {module} loaded")),
+            Ok(()) => self.log.push(format!("module {module} loaded in {} ms", begin.elapsed().as_millis())),
             Err(Errno::EXIST) => {}
             // Drivers of hardware that is not there (CPU features, firmware tables) answer so.
             Err(Errno::NODEV) => {}
@@ -220,12 +269,11 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// The modaliases of all devices on all buses, of the machine and of its processors, sorted.
+/// The modaliases of all devices on all buses, sorted.
 fn modaliases(sys: &Path) -> BTreeSet<String> {
     let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     entries(&sys.join("bus"))
         .flat_map(|bus| entries(&bus.join("devices")).collect::<Vec<_>>())
-        .chain([sys.join("class/dmi/id"), sys.join("devices/system/cpu")])
         .filter_map(|device| fs::read_to_string(device.join("modalias")).ok())
         .map(|text| text.trim().to_owned())
         .filter(|alias| !alias.is_empty())
@@ -296,19 +344,54 @@ alias virtio:d0000000[12]v* b
     }
 
     #[test]
-    fn devices_are_collected_once_each() {
+    fn drivers_that_bring_disks_are_told_from_others() {
+        for (path, expected) in [
+            ("kernel/drivers/virtio/virtio_pci.ko", Some(Urgency::First)),
+            ("kernel/drivers/block/virtio_blk.ko", Some(Urgency::First)),
+            ("kernel/drivers/nvme/host/nvme.ko", Some(Urgency::First)),
+            ("kernel/drivers/pci/controller/vmd.ko", Some(Urgency::First)),
+            ("kernel/drivers/scsi/sd_mod.ko.xz", Some(Urgency::First)),
+            ("kernel/drivers/scsi/mpt3sas/mpt3sas.ko", Some(Urgency::Then)),
+            ("kernel/drivers/ata/ahci.ko", Some(Urgency::Then)),
+            ("kernel/drivers/usb/host/xhci-pci.ko", Some(Urgency::Then)),
+            ("kernel/drivers/net/virtio_net.ko", None),
+            ("kernel/drivers/firmware/qemu_fw_cfg.ko", None),
+            ("kernel/arch/x86/crypto/aesni-intel.ko", None),
+            ("kernel/fs/ext4/ext4.ko", None),
+        ] {
+            assert_eq!(Urgency::of(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn devices_are_looked_at_once_and_their_drivers_loaded_by_urgency() {
         let sys = tempfile::tempdir().expect("tempdir");
-        for (device, alias) in
-            [("bus/pci/devices/0", "pci:a\n"), ("bus/pci/devices/1", "pci:a\n"), ("class/dmi/id", "dmi:x")]
-        {
+        for (device, alias) in [
+            ("bus/pci/devices/0", "pci:ahci\n"),
+            ("bus/pci/devices/1", "pci:ahci\n"),
+            ("bus/pci/devices/2", "pci:nvme"),
+            ("bus/pci/devices/3", "pci:net"),
+            ("bus/acpi/devices/0", "acpi:nothing:"),
+        ] {
             fs::create_dir_all(sys.path().join(device)).expect("directory");
             fs::write(sys.path().join(device).join("modalias"), alias).expect("file");
         }
-        assert_eq!(modaliases(sys.path()).into_iter().collect::<Vec<_>>(), ["dmi:x", "pci:a"]);
+        let found: Vec<_> = modaliases(sys.path()).into_iter().collect();
+        assert_eq!(found, ["acpi:nothing:", "pci:ahci", "pci:net", "pci:nvme"]);
         let cmdline = Cmdline::parse("").expect("empty");
-        let index = ModuleIndex::read(sys.path());
+        // None of these files is there, so that nothing is loaded for real.
+        let index = ModuleIndex::parse(
+            "kernel/drivers/ata/ahci.ko:\nkernel/drivers/nvme/host/nvme.ko:\nkernel/drivers/net/net.ko:\n",
+            "alias pci:ahci* ahci\nalias pci:n*e nvme\nalias pci:net net\n",
+            "",
+            "",
+        );
         let mut loader = Loader::new(&index, &cmdline);
-        assert_eq!(loader.load_for_devices(sys.path()), 2);
-        assert_eq!(loader.load_for_devices(sys.path()), 0, "nothing new");
+        assert_eq!(loader.look_for_devices(sys.path()), 4);
+        let modules: Vec<_> = loader.asked.iter().map(|(_, module)| module.as_str()).collect();
+        assert_eq!(modules, ["nvme", "ahci"]);
+        assert!(loader.load_next() && loader.done.contains("nvme") && !loader.done.contains("ahci"));
+        assert_eq!(loader.look_for_devices(sys.path()), 0, "nothing new");
+        assert!(loader.load_next() && loader.done.contains("ahci") && !loader.load_next());
     }
 }

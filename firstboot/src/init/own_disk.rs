@@ -3,11 +3,17 @@
 //! The [Discoverable Partitions Specification](https://uapi-group.org/specifications/specs/discoverable_partitions_specification/)
 //! derives the GUIDs of a root partition and its hash tree from the root hash, which the kernel command line has.
 //! So neither device names nor labels nor the firmware's word count. Two disks with the same image are an error:
-//! which one was meant cannot be known. A disk that appears only after the first was found is not waited for.
+//! which one was meant cannot be known.
+//!
+//! Drivers are loaded one after the other, the quick ones first, and the search ends with the first driver that brings
+//! the own disk into view. So what is compared are all disks that this driver and those before it brought: the kernel
+//! shows the disks of a controller before it calls its driver loaded, and where it does not (NVMe), they are waited
+//! for. A twin that appears later is not noticed:
+//! one behind a driver that was not needed, such as SATA beside virtio or NVMe, or one that USB brings after its time.
 
 use std::fs::File;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use disk::layout::{Layout, Role};
@@ -20,6 +26,9 @@ use super::uevents::Uevents;
 use crate::boot::Slot;
 use crate::disks::{self, Disk};
 use crate::summary::Failure;
+
+/// How long NVMe controllers may take to show their first disk before others are looked at.
+const NAMESPACE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A disk as the search sees it.
 #[derive(Clone, Debug)]
@@ -89,14 +98,41 @@ impl Wanted {
 /// Several such disks, or none before the deadline; the failure lists what was seen.
 pub(crate) fn find(wanted: Wanted, loader: &mut Loader<'_>, deadline: Instant) -> Result<OwnDisk, Failure> {
     let mut events = Uevents::listen();
+    let mut examined = None;
+    let mut nvme_until = None;
     loop {
-        loader.load_for_devices(Path::new("/sys"));
-        let candidates: Vec<Candidate> = disks::survey().into_iter().map(examine).collect();
-        match choose(wanted, &candidates)? {
-            Some(own) => return Ok(own),
-            None if Instant::now() >= deadline => return Err(none_found(wanted, &candidates)),
-            None => events.wait(deadline),
+        loader.look_for_devices(Path::new("/sys"));
+        await_namespaces(&mut nvme_until);
+        // Most drivers bring no disk at all.
+        let shown = disks::shown();
+        if examined.as_ref() != Some(&shown) {
+            let candidates: Vec<Candidate> = disks::survey().into_iter().map(examine).collect();
+            if let Some(own) = choose(wanted, &candidates)? {
+                return Ok(own);
+            }
+            examined = Some(shown);
         }
+        if loader.load_next() {
+            continue;
+        }
+        if Instant::now() >= deadline {
+            let candidates: Vec<Candidate> = disks::survey().into_iter().map(examine).collect();
+            return choose(wanted, &candidates)?.ok_or_else(|| none_found(wanted, &candidates));
+        }
+        events.wait(deadline);
+        // A disk may get its medium, or its partition table, without a new name.
+        examined = None;
+    }
+}
+
+/// Waits until each NVMe controller shows a disk: they do so a while after their driver is loaded. One that has none
+/// is waited for once, for [`NAMESPACE_PATIENCE`] from when controllers were first seen.
+fn await_namespaces(until: &mut Option<Instant>) {
+    while disks::is_nvme_scanning(Path::new("/sys")) {
+        if Instant::now() >= *until.get_or_insert_with(|| Instant::now() + NAMESPACE_PATIENCE) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

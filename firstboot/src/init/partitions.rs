@@ -151,8 +151,7 @@ fn wait_for_device(own: &Disk, layout: &Layout, role: Role) -> Result<PathBuf, F
     };
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let shown = disks::survey().into_iter().find(|disk| disk.name == own.name);
-        let device = shown.and_then(|disk| partition_device(&disk, layout, number, entry));
+        let device = partition_device(&disks::partitions(&own.name), layout, number, entry);
         match device {
             Some(device) if device.exists() => return Ok(device),
             _ if Instant::now() >= deadline => {
@@ -165,12 +164,12 @@ fn wait_for_device(own: &Disk, layout: &Layout, role: Role) -> Result<PathBuf, F
 }
 
 /// The device file of a table's entry, if the kernel shows it at the same place and with the same size.
-fn partition_device(disk: &Disk, layout: &Layout, number: u32, entry: &Partition) -> Option<PathBuf> {
+fn partition_device(shown: &[disks::Partition], layout: &Layout, number: u32, entry: &Partition) -> Option<PathBuf> {
     let range = layout.byte_range(entry);
     let same = |shown: &&disks::Partition| {
         shown.number == number && shown.start == range.start && shown.size == range.end - range.start
     };
-    disk.partitions.iter().find(same).map(|shown| Path::new("/dev").join(&shown.name))
+    shown.iter().find(same).map(|shown| Path::new("/dev").join(&shown.name))
 }
 
 #[cfg(test)]
@@ -180,7 +179,6 @@ mod tests {
     use disk::{Attributes, Guid, Label, PartitionType, SectorSize};
 
     use super::*;
-    use crate::disks::Transport;
 
     #[test]
     fn partitions_are_matched_by_number_place_and_size() {
@@ -208,23 +206,7 @@ mod tests {
             ("a stale size", shown(7, 2 << 20, 4096), None),
             ("a stale place", shown(7, 1 << 20, 16384), None),
         ] {
-            let disk = Disk {
-                name: "nvme0n1".into(),
-                path: "/dev/nvme0n1".into(),
-                size: 10_000 * 4096,
-                sector_size: 4096,
-                transport: Transport::Nvme,
-                vendor: None,
-                model: None,
-                serial: None,
-                wwn: None,
-                rotational: false,
-                removable: false,
-                read_only: false,
-                content: None,
-                partitions: vec![partition],
-            };
-            assert_eq!(partition_device(&disk, &layout, 7, &entry), expected, "{case}");
+            assert_eq!(partition_device(&[partition], &layout, 7, &entry), expected, "{case}");
         }
     }
 }

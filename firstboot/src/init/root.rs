@@ -21,6 +21,7 @@ use verity::table::{OnCorruption, TARGET_TYPE, Table};
 use verity::{RootHash, Superblock};
 
 use super::device_mapper::{Device, Target};
+use super::modules::Loader;
 use crate::summary::{Failure, OrFail};
 
 /// The device's name: `/dev/mapper/root`.
@@ -105,13 +106,14 @@ impl Root {
     ///
     /// # Errors
     /// When it is of no known kind, or cannot be read.
-    pub(crate) fn mount(&self, at: &Path) -> Result<(), Failure> {
+    pub(crate) fn mount(&self, at: &Path, loader: &mut Loader<'_>) -> Result<(), Failure> {
         let node = self.device.node();
         let mut start = [0; 4096];
         let read = File::open(node).and_then(|file| file.read_exact_at(&mut start, 0));
         let mounted = read.with_context(|| format!("reading {}", node.display())).and_then(|()| {
             let kind = FileSystem::detect(&start).context("neither squashfs nor EROFS begins there")?;
             self.check_length(kind, &start)?;
+            loader.load(&format!("fs-{}", kind.name()));
             mount(node, at, kind.name(), MountFlags::RDONLY, None)
                 .with_context(|| format!("mounting {} as {}", node.display(), kind.name()))
         });
