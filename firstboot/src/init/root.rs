@@ -120,11 +120,12 @@ impl Root {
         mounted.or_fail("the root file system cannot be mounted", REWRITE)
     }
 
-    /// The root hash does not cover the length in the hash tree's superblock, so the file system's own must fit it.
+    /// The root hash does not cover the length in the hash tree's superblock, so it must be the file system's own, in
+    /// whole blocks, as the builder makes them.
     fn check_length(&self, kind: FileSystem, start: &[u8; 4096]) -> anyhow::Result<()> {
         let covered = self.superblock.data_length();
         match kind.length(start) {
-            Some(length) if length > covered => anyhow::bail!(
+            Some(length) if length.next_multiple_of(verity::BLOCK_SIZE) != covered => anyhow::bail!(
                 "the hash tree's superblock does not match the root file system: it covers {covered} bytes of {length}"
             ),
             _ => Ok(()),
