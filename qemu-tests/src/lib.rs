@@ -8,9 +8,9 @@
 //! # fn test() {
 //! scenario("worker", |s| {
 //!     let image = images::built(Role::Worker, Platform::Metal)?;
-//!     let mut vm = s.start(&Machine::new("worker").disk(s.boot_disk(&image.path)?))?;
+//!     let vm = s.start(&Machine::new("worker").disk(s.boot_disk(&image.path)?))?;
 //!     vm.wait_ready()?;
-//!     vm.report().expect_value("role", "worker")?;
+//!     vm.report()?.expect_value("role", "worker")?;
 //!     vm.power_off()
 //! });
 //! # }
