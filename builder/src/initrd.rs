@@ -24,9 +24,8 @@ pub fn choose_modules(boot: &Boot, kernel: &Kernel) -> Result<Modules> {
         let mut found = false;
         if entry.name.contains('/') {
             let glob = Glob::new(&entry.name).map_err(anyhow::Error::msg).with_context(|| entry.origin.to_string())?;
-            for (name, path) in kernel.modules.iter().filter(|(_, path)| glob.covers(path.as_bytes())) {
+            for (name, _) in kernel.modules.iter().filter(|(_, path)| glob.covers(path.as_bytes())) {
                 found = true;
-                let _ = path;
                 chosen.insert(name.to_owned());
             }
             found |= kernel.builtin.lines().any(|path| glob.covers(path.as_bytes()));

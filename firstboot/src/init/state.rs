@@ -3,7 +3,7 @@
 //! | in `state` | appears as |
 //! |---|---|
 //! | `var/` | `/var` |
-//! | `etc/upper/`, `etc/work/` | `/etc`, an overlay over the image's own |
+//! | `etc/upper`, `etc/work` | `/etc`, an overlay over the image's own |
 //! | `nodezero/` | the node's identity, for this program alone |
 //!
 //! The file system is ext4, made and checked by the programs of the verified root. It is only ever made on a
