@@ -108,7 +108,8 @@ change_uki() {
     objcopy --dump-section .initrd="$work/initrd" "$work/uki.efi" "$work/changed.efi"
     base=$(objdump -h "$work/uki.efi" | awk '$2 == ".initrd" { print $4 }')
     [[ $base ]] || die "the image's UKI has no initrd"
-    objcopy --remove-section .initrd --remove-section .cmdline \
+    # Microcode follows the initrd in memory, and a changed initrd would overlap it; an emulated processor takes none.
+    objcopy --remove-section .initrd --remove-section .cmdline --remove-section .ucode \
         --add-section .cmdline="$work/cmdline" --change-section-vma ".cmdline=0x$base" \
         --add-section .initrd="$initrd" --change-section-vma ".initrd=$(printf '0x%x' $((16#$base + 0x10000)))" \
         "$work/uki.efi" "$work/changed.efi"
