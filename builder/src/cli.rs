@@ -154,7 +154,7 @@ fn parse_role(images: &std::path::Path, word: &str) -> Result<Role> {
 
 fn tools_of(common: &Common, progress: &Progress) -> Result<tools::Tools> {
     Ok(tools::Tools::new(
-        recipe::find_images(common.images.as_deref())?,
+        common.images.clone(),
         Cache::open(common.cache.as_deref())?,
         common.mirror.clone(),
         progress.clone(),

@@ -22,7 +22,7 @@ use crate::glob::Dropped;
 use crate::lock::{self, Lock, Pin, Supply};
 use crate::parallel;
 use crate::progress::Progress;
-use crate::recipe::{Set, Wanted};
+use crate::recipe::{self, Set, Wanted};
 
 /// Where an ordinary user's `PATH` often does not lead, and file system tools live.
 const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -36,16 +36,17 @@ const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 /// Finds programs, and unpacks the tree of them when one is needed.
 #[derive(Clone, Debug)]
 pub struct Tools {
-    images: PathBuf,
+    images: Option<PathBuf>,
     cache: Cache,
     mirror: Option<String>,
     progress: Progress,
 }
 
 impl Tools {
-    /// Tools of the recipes in `images`.
+    /// Tools of the recipes in `images`, or in the directory that [`recipe::find_images`] finds. Who has every program
+    /// needs neither.
     #[must_use]
-    pub fn new(images: PathBuf, cache: Cache, mirror: Option<String>, progress: Progress) -> Self {
+    pub fn new(images: Option<PathBuf>, cache: Cache, mirror: Option<String>, progress: Progress) -> Self {
         Self { images, cache, mirror, progress }
     }
 
@@ -81,8 +82,9 @@ impl Tools {
         if let Some(root) = env::var_os("NODEZERO_TOOLS").filter(|root| !root.is_empty()) {
             return Ok(root.into());
         }
-        let set = Set::load_tools(&self.images)?;
-        let lock = Lock::read(&self.images)?;
+        let images = recipe::find_images(self.images.as_deref())?;
+        let set = Set::load_tools(&images)?;
+        let lock = Lock::read(&images)?;
         let mut pins = lock.pins(lock::TOOLS, &Wanted::of(std::slice::from_ref(&set))?)?.packages;
         let mut key = format!("tools {TREE_VERSION}\n");
         for pin in &pins {
@@ -96,7 +98,7 @@ impl Tools {
             return Ok(root);
         }
         self.progress.say("unpacking QEMU and other tools from Debian's packages, once");
-        let supply = Supply::new(&self.images, self.cache.clone(), self.mirror.as_deref(), &lock, false)?;
+        let supply = Supply::new(&images, self.cache.clone(), self.mirror.as_deref(), &lock, false)?;
         let all: Vec<usize> = (0..pins.len()).collect();
         supply.fetch(&mut pins, &all, false, &self.progress)?;
         let jobs: Vec<(&Pin, PathBuf)> = pins.iter().map(|pin| (pin, self.cache.path("debs", &pin.sha256))).collect();
