@@ -28,7 +28,9 @@
 pub mod accel;
 pub mod console;
 pub mod firmware;
+pub mod foreign;
 pub mod guest;
+pub mod ignition;
 pub mod images;
 pub mod machine;
 pub mod qmp;

@@ -71,6 +71,7 @@ pub struct Disk {
     read_only: bool,
     rotational: bool,
     block_size: Option<(u32, u32)>,
+    unreadable: Option<u64>,
     boot: bool,
 }
 
@@ -86,6 +87,7 @@ impl Disk {
             read_only: false,
             rotational: false,
             block_size: None,
+            unreadable: None,
             boot: false,
         }
     }
@@ -126,6 +128,12 @@ impl Disk {
         self
     }
 
+    /// Reading the sector of 512 bytes that holds the byte at `offset` fails with an I/O error, each time.
+    pub fn unreadable_at(mut self, offset: u64) -> Disk {
+        self.unreadable = Some(offset / 512);
+        self
+    }
+
     /// Firmware tries it first.
     pub fn boot(mut self) -> Disk {
         self.boot = true;
@@ -147,14 +155,19 @@ impl Disk {
         let file = self.file.to_str().expect("validated");
         let cache = json!({ "no-flush": true });
         let protocol = json!({ "cache": cache, "driver": "file", "filename": file });
-        let tree = json!({
+        let mut tree = json!({
             "cache": cache,
             "discard": "unmap",
             "driver": driver,
             "file": protocol,
-            "node-name": node,
             "read-only": self.read_only,
         });
+        if let Some(sector) = self.unreadable {
+            // 5 is EIO.
+            let rule = json!({ "errno": 5, "event": "none", "iotype": "read", "sector": sector });
+            tree = json!({ "driver": "blkdebug", "image": tree, "inject-error": [rule] });
+        }
+        tree["node-name"] = json!(node);
         tree.to_string().into()
     }
 
