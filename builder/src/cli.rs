@@ -16,7 +16,7 @@ use crate::mirror::Mirrors;
 use crate::output::Format;
 use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
-use crate::{boot, inspect, tools};
+use crate::{boot, inspect, profile, tools};
 
 /// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
 #[derive(Debug, Parser)]
@@ -75,6 +75,9 @@ enum Command {
     },
     /// Boot an image in QEMU with its console in the terminal; the image itself is not changed
     Boot(boot::Arguments),
+    /// Show what a node's profile would do
+    #[command(subcommand)]
+    Profile(profile::Command),
     /// Unpack the programs that tests and `boot` use, such as QEMU, into the cache
     Tools,
 }
@@ -135,6 +138,7 @@ impl Cli {
                 }
             }
             Command::Boot(args) => return boot::run(&args, &tools_of(&common, &progress)?, &progress),
+            Command::Profile(command) => return profile::run(&command, common.json),
             Command::Tools => {
                 let root = tools_of(&common, &progress)?.root()?;
                 if common.json {

@@ -29,6 +29,7 @@ pub mod output;
 pub mod parallel;
 pub mod passwd;
 pub mod plan;
+pub mod profile;
 pub mod progress;
 pub mod qcow2;
 pub mod recipe;

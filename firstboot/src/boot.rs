@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::write_atomically;
 use crate::machine_id::MachineId;
+use crate::sources::Provider;
 
 /// Where the record lies. The directory is for root alone: the configuration, which may hold secrets, lies beside it.
 pub(crate) const RUN_DIRECTORY: &str = "/run/nodezero";
@@ -84,11 +85,6 @@ pub(crate) enum StateOrigin {
 pub(crate) enum ConfigOrigin {
     /// No source had one: maintenance mode.
     None,
-    /// The kernel command line names a place to fetch it from.
-    Cmdline {
-        /// That place.
-        url: String,
-    },
     /// QEMU's firmware configuration device.
     FwCfg {
         /// Size of the configuration.
@@ -96,6 +92,38 @@ pub(crate) enum ConfigOrigin {
     },
     /// The ESP of the own disk.
     Esp {
+        /// Size of the configuration.
+        size: u64,
+    },
+    /// Fetched from where the kernel command line says.
+    Fetched {
+        /// That place, without what may be a secret.
+        url: String,
+        /// Size of the configuration.
+        size: u64,
+    },
+    /// A file that the kernel command line names.
+    File {
+        /// The device that it lies on.
+        device: PathBuf,
+        /// Its path there, without the first slash.
+        path: String,
+        /// Size of the configuration.
+        size: u64,
+    },
+    /// A config drive.
+    Drive {
+        /// Its label.
+        label: String,
+        /// Its device.
+        device: PathBuf,
+        /// Size of the configuration.
+        size: u64,
+    },
+    /// The metadata service of a provider.
+    Provider {
+        /// Which.
+        provider: Provider,
         /// Size of the configuration.
         size: u64,
     },
@@ -157,9 +185,11 @@ impl fmt::Display for ConfigOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "none",
-            Self::Cmdline { .. } => "cmdline",
+            Self::Fetched { .. } | Self::File { .. } => "cmdline",
             Self::FwCfg { .. } => "fw_cfg",
             Self::Esp { .. } => "esp",
+            Self::Drive { .. } => "drive",
+            Self::Provider { .. } => "provider",
         })
     }
 }
@@ -206,6 +236,37 @@ pub(crate) mod tests {
         assert!(text.contains("\"source\": \"esp\"") && text.contains("\"slot\": \"a\""), "{text}");
         fs::write(&path, text.replace("\"slot\"", "\"slod\"")).expect("written");
         assert!(Boot::read(directory.path()).is_err(), "an unknown field is refused");
+    }
+
+    #[test]
+    fn origins_have_fixed_forms() {
+        let (device, size) = (PathBuf::from("/dev/sr0"), 2);
+        for (origin, word, json) in [
+            (
+                ConfigOrigin::Fetched { url: "http://h/c".into(), size },
+                "cmdline",
+                r#"{"source":"fetched","url":"http://h/c","size":2}"#,
+            ),
+            (
+                ConfigOrigin::File { device: device.clone(), path: "c".into(), size },
+                "cmdline",
+                r#"{"source":"file","device":"/dev/sr0","path":"c","size":2}"#,
+            ),
+            (
+                ConfigOrigin::Drive { label: "cidata".into(), device, size },
+                "drive",
+                r#"{"source":"drive","label":"cidata","device":"/dev/sr0","size":2}"#,
+            ),
+            (
+                ConfigOrigin::Provider { provider: Provider::Ec2, size },
+                "provider",
+                r#"{"source":"provider","provider":"ec2","size":2}"#,
+            ),
+        ] {
+            assert_eq!(origin.to_string(), word);
+            assert_eq!(serde_json::to_string(&origin).expect(word), json);
+            assert_eq!(serde_json::from_str::<ConfigOrigin>(json).expect(word), origin);
+        }
     }
 
     #[test]

@@ -15,6 +15,16 @@ pub(crate) enum Invocation {
         /// Names and aliases.
         modules: Vec<String>,
     },
+    /// Run a stage of Ignition.
+    Ignition {
+        /// What follows the command.
+        arguments: Vec<OsString>,
+    },
+    /// Validate Ignition configs.
+    IgnitionValidate {
+        /// What follows the command.
+        arguments: Vec<OsString>,
+    },
     /// Be the first-boot service.
     Run,
     /// Print what the service found.
@@ -40,11 +50,13 @@ pub(crate) struct UsageError(String);
 
 /// How the program is used.
 pub(crate) const USAGE: &str = "\
-usage: nodezero-firstboot run                  report on this node; the service of systemd
-       nodezero-firstboot status [--json]      what the service found
-       nodezero-firstboot inventory [--json]   this machine's disks
+usage: nodezero-firstboot run                  make this node what its configuration says; the service of systemd
+       nodezero-firstboot status [--json]      what the service found and did
+       nodezero-firstboot inventory [--json]   this machine's disks; as JSON also what is on them
+       nodezero-firstboot ignition FLAGS       run one stage of Ignition; -help lists the flags
        nodezero-firstboot --version | --help
-Called as init it is the first stage of the initrd, called as modprobe it loads modules for it.";
+Called as ignition it runs one stage, too. Called as ignition-validate FILE it validates an Ignition config; a FILE of -
+is standard input. Called as init it is the first stage of the initrd, called as modprobe it loads modules for it.";
 
 impl Invocation {
     /// Decides by the name that the program was called by, then by its arguments.
@@ -55,7 +67,19 @@ impl Invocation {
         let mut arguments = arguments.into_iter();
         let program = arguments.next().unwrap_or_default();
         let name = Path::new(&program).file_name().unwrap_or_default().to_owned();
-        let words: Vec<String> = arguments.map(|word| word.to_string_lossy().into_owned()).collect();
+        let arguments: Vec<OsString> = arguments.collect();
+        if name == "ignition" {
+            return Ok(Self::Ignition { arguments });
+        }
+        if name == "ignition-validate" {
+            return Ok(Self::IgnitionValidate { arguments });
+        }
+        if let Some((command, rest)) = arguments.split_first()
+            && command == "ignition"
+        {
+            return Ok(Self::Ignition { arguments: rest.to_vec() });
+        }
+        let words: Vec<String> = arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
         if name == "init" {
             return Ok(Self::Init);
         }

@@ -99,7 +99,7 @@ impl Cmdline {
 }
 
 /// Splits at white space outside double quotes, drops the quotes, and stops at `--`.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let (mut quoted, mut started) = (false, false);

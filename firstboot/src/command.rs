@@ -1,9 +1,9 @@
 //! Running a program: an argument list, no shell, and a failure that shows both arguments and what it printed.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::sys;
 
@@ -60,8 +60,38 @@ pub(crate) fn run_in_root(
     let mut command = Command::new(program);
     command.args(arguments).env_clear().env("PATH", PATH).env("LC_ALL", "C.UTF-8");
     let output = sys::run_in_root(&mut command, root)
-        .and_then(|()| command.stdin(std::process::Stdio::null()).output())
+        .and_then(|()| command.stdin(Stdio::null()).output())
         .map_err(|source| CommandError::Start { command: shown(), source })?;
+    if output.status.code().is_some_and(&accept) {
+        return Ok(output);
+    }
+    let output_tail = tail(&output);
+    Err(CommandError::Status { command: shown(), status: output.status, output: output_tail })
+}
+
+/// Runs a program found in the caller's `PATH`, with the caller's environment, and waits for it. `input` is what it
+/// reads from standard input: the way for secrets, which no argument may carry.
+///
+/// # Errors
+/// As [`run_in_root`].
+pub(crate) fn run(
+    program: &str,
+    arguments: &[&str],
+    input: &[u8],
+    accept: impl Fn(i32) -> bool,
+) -> Result<Output, CommandError> {
+    let shown = || [&[program], arguments].concat().join(" ");
+    let start = |source| CommandError::Start { command: shown(), source };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(start)?;
+    let mut stdin = child.stdin.take().expect("asked for");
+    let output = std::thread::scope(|scope| {
+        // A program that does not read its input ends well or not by what its status says.
+        scope.spawn(move || stdin.write_all(input));
+        child.wait_with_output()
+    });
+    let output = output.map_err(start)?;
     if output.status.code().is_some_and(&accept) {
         return Ok(output);
     }

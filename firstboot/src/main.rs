@@ -11,13 +11,16 @@ mod boot;
 mod cli;
 mod cmdline;
 mod command;
-mod config;
 mod console;
+mod data_disks;
 mod disks;
 mod files;
+mod ignition;
 mod init;
 mod machine_id;
+mod network;
 mod run;
+mod sources;
 mod summary;
 mod sys;
 
@@ -27,8 +30,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::Invocation;
-use crate::disks::Disk;
 use crate::init::modules::{Loader, ModuleIndex};
+use crate::run::status::Status;
 
 fn main() -> ExitCode {
     let outcome = match Invocation::parse(std::env::args_os()) {
@@ -51,16 +54,14 @@ fn perform(invocation: Invocation) -> anyhow::Result<ExitCode> {
     match invocation {
         Invocation::Init => anyhow::bail!("the first stage runs as the first process alone"),
         Invocation::Modprobe { modules } => return modprobe(&modules),
+        Invocation::Ignition { arguments } => return Ok(ignition::main(&arguments)),
+        Invocation::IgnitionValidate { arguments } => return Ok(ignition::config::validate_main(&arguments)),
         Invocation::Run => run::main()?,
-        Invocation::Status { json: true } => print_json(&run::read_status()?)?,
-        Invocation::Status { json: false } => {
-            let status = run::read_status()?;
-            status.report.iter().for_each(|line| println!("{line}"));
-            println!("nodezero: {}", if status.ready { "ready" } else { "not ready yet" });
-        }
-        Invocation::Inventory { json: true } => print_json(&Inventory { disks: disks::survey() })?,
+        Invocation::Status { json: true } => print_json(&Status::read()?)?,
+        Invocation::Status { json: false } => println!("{}", Status::read()?),
+        Invocation::Inventory { json: true } => print_json(&data_disks::inventory())?,
         Invocation::Inventory { json: false } => {
-            disks::survey().iter().for_each(|disk| println!("{}", disk.describe()))
+            data_disks::inventory().disks.iter().for_each(|disk| println!("{}", disk.describe()));
         }
         Invocation::Version => println!("nodezero-firstboot {}", env!("CARGO_PKG_VERSION")),
         Invocation::Help => println!("{}", cli::USAGE),
@@ -68,16 +69,10 @@ fn perform(invocation: Invocation) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the machine has, for `nodezero profile plan`.
-#[derive(Serialize)]
-struct Inventory {
-    disks: Vec<Disk>,
-}
-
 /// Loads modules by name or alias. The kernel takes a failing exit code for "there is no such module".
 fn modprobe(modules: &[String]) -> anyhow::Result<ExitCode> {
     let cmdline = init::read_cmdline()?;
-    let index = ModuleIndex::read(&init::modules_directory());
+    let index = ModuleIndex::read(&init::largest_modules_directory());
     let mut loader = Loader::new(&index, &cmdline);
     let found = modules.iter().all(|module| loader.load(module));
     console::to_kernel_log(&loader.take_log().join("\n"));

@@ -3,7 +3,10 @@
 //! This is the only module of the crate with unsafe code. Each function here is a safe wrapper that states what
 //! it relies on; nothing in it decides anything.
 
-#![expect(unsafe_code, reason = "ioctl, getifaddrs and a chroot between fork and exec have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl, getifaddrs, the clock, signals and a chroot between fork and exec have no safe wrapper"
+)]
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -13,9 +16,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
 /// `_IO(0x12, 95)` of `linux/fs.h`: read the partition table of a disk again.
 const BLKRRPART: libc::c_ulong = 0x125f;
+
+/// `_IO(0x12, 97)` of `linux/fs.h`: write back and forget what is cached of a block device.
+const BLKFLSBUF: libc::c_ulong = 0x1261;
 
 /// `_IOWR(0xfd, 0, struct dm_ioctl)` of `linux/dm-ioctl.h`; the command's number is added to it.
 const DM_IOCTL_BASE: libc::c_ulong = 0xc138_fd00;
@@ -30,6 +38,16 @@ pub(crate) const DM_HEADER_LEN: usize = 312;
 pub(crate) fn reread_partition_table(disk: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: BLKRRPART takes no argument, and the descriptor is open for the length of the call.
     check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKRRPART) })
+}
+
+/// Makes the kernel write back and forget what it has cached of a block device. Disk and partitions are cached apart, so
+/// that without it what was written through one may not be seen through the other.
+///
+/// # Errors
+/// `EACCES` without privilege, `ENOTTY` for what is no block device.
+pub(crate) fn flush_buffers(device: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: BLKFLSBUF takes no argument, and the descriptor is open for the length of the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKFLSBUF, 0) })
 }
 
 /// Sends one device-mapper command; the kernel's answer overwrites `buffer`.
@@ -138,6 +156,55 @@ fn prefix_length(mask: IpAddr) -> u8 {
     u8::try_from(ones).expect("at most 128 bits")
 }
 
+/// Sets the system's clock.
+///
+/// # Errors
+/// What `clock_settime` answers; `InvalidInput` for a time before 1970.
+pub(crate) fn set_clock(time: SystemTime) -> io::Result<()> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let seconds = libc::time_t::try_from(since.as_secs()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let time = libc::timespec { tv_sec: seconds, tv_nsec: since.subsec_nanos().into() };
+    // SAFETY: the kernel reads one timespec, which lives for the length of the call.
+    check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) })
+}
+
+/// Whether the kernel calls its clock synchronised: `STA_UNSYNC` of adjtimex(2) is not set.
+///
+/// # Errors
+/// What `adjtimex` answers.
+pub(crate) fn clock_is_synchronised() -> io::Result<bool> {
+    // SAFETY: a timex is made of integers, for which zeros are valid; with `modes` at zero nothing is changed.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one timex.
+    check(unsafe { libc::adjtimex(&raw mut timex) })?;
+    Ok(timex.status & libc::STA_UNSYNC == 0)
+}
+
+/// Whether SIGTERM has come since [`watch_sigterm`].
+static TERMINATED: AtomicBool = AtomicBool::new(false);
+
+/// From now on SIGTERM does not end the program; [`is_terminated`] tells that it came.
+///
+/// # Errors
+/// What `sigaction` answers.
+pub(crate) fn watch_sigterm() -> io::Result<()> {
+    extern "C" fn note(_signal: libc::c_int) {
+        TERMINATED.store(true, Ordering::SeqCst);
+    }
+    // SAFETY: a sigaction is made of integers and an optional function, for which zeros are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = note as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // System calls go on: who waits looks at the flag often enough.
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: the handler stores to an atomic, which is async-signal-safe; the old action is not asked for.
+    check(unsafe { libc::sigaction(libc::SIGTERM, &raw const action, std::ptr::null_mut()) })
+}
+
+/// Whether SIGTERM has come.
+pub(crate) fn is_terminated() -> bool {
+    TERMINATED.load(Ordering::SeqCst)
+}
+
 /// Turns a C return value into a result.
 fn check(returned: libc::c_int) -> io::Result<()> {
     if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -161,6 +228,20 @@ mod tests {
     fn addresses_can_be_listed_without_loopback() {
         let addresses = interface_addresses().expect("getifaddrs");
         assert!(addresses.iter().all(|found| !found.address.is_loopback()), "{addresses:?}");
+    }
+
+    #[test]
+    fn sigterm_is_noted_and_the_clock_is_asked() {
+        watch_sigterm().expect("sigaction");
+        assert!(!is_terminated());
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).expect("kill");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_terminated() {
+            assert!(std::time::Instant::now() < deadline, "the signal did not come");
+            std::thread::yield_now();
+        }
+        clock_is_synchronised().expect("adjtimex");
+        assert!(set_clock(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1)).is_err(), "before 1970");
     }
 
     #[test]

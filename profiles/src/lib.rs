@@ -1,12 +1,27 @@
 //! The profile language of NodeZero: what a node is to be, as the operator writes it.
 //!
-//! For now this crate holds what images and nodes agree on, the role. Profiles, their validation and their
-//! rendering to an Ignition config follow.
+//! - [`node`]: what a node reads, `/etc/nodezero/node.json`;
+//! - [`selector`] and [`size`]: the language in which disks are chosen;
+//! - [`inventory`]: what a machine says about its disks;
+//! - [`data_disks`]: what becomes of each disk, decided once for the node and for the operator; pure;
+//! - [`mark`]: by what a node knows its disks again.
+//!
+//! Left out so far: profiles as the operator writes them, and their rendering to an Ignition config.
+
+pub mod data_disks;
+pub mod inventory;
+pub mod mark;
+pub mod node;
+mod problem;
+pub mod selector;
+pub mod size;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use problem::{Problem, Problems};
 
 /// What a machine is for. An image is built for one role, and a node has the role of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -2,11 +2,12 @@
 //!
 //! Each stage is a module; this one is their order, their times and what happens when one fails. Programs that a stage
 //! needs (mkfs, fsck) run from the verified root, which is mounted first. The own disk is written to only to finish its
-//! partition table and its `state`; no other disk is ever opened for writing.
+//! partition table and its `state`; other disks only by the configuration's own stages.
 //!
 //! A failure ends in a summary on all consoles, repeated every minute. There is no shell. The machine stays so, unless
 //! `nodezero.panic=SECONDS` on the kernel command line has it restart.
 
+mod configuration;
 mod device_mapper;
 mod factory;
 mod modalias;
@@ -14,6 +15,8 @@ pub(crate) mod modules;
 mod mounts;
 mod own_disk;
 mod partitions;
+mod provision;
+mod record;
 mod root;
 mod state;
 mod switch;
@@ -23,25 +26,29 @@ use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use disk::layout::StateStep;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use verity::RootHash;
 
+use self::configuration::Finder;
 use self::modules::{Loader, ModuleIndex};
 use self::own_disk::{OwnDisk, Wanted};
 use self::partitions::Partitions;
+use self::provision::Provision;
+use self::record::Progress;
 use self::root::Root;
-use crate::boot::{Boot, BootDisk, ConfigOrigin, RUN_DIRECTORY, StageTime, StateOrigin, uptime_ms};
+use crate::boot::{Boot, BootDisk, RUN_DIRECTORY, StageTime, StateOrigin, uptime_ms};
 use crate::cmdline::Cmdline;
-use crate::config;
 use crate::console;
+use crate::run::time;
 use crate::summary::{Failure, OrFail};
 
+/// How long after a failure the machine restarts, for whoever fails.
+static RESTART_AFTER: OnceLock<Option<Duration>> = OnceLock::new();
 /// Where the new root is built.
 const SYSROOT: &str = "/sysroot";
 /// Names of modules that are loaded on every machine, one on a line.
@@ -60,13 +67,13 @@ pub(crate) fn main() -> ! {
     std::panic::set_hook(Box::new(|panic| {
         stop(
             &Failure::new("the first stage has an error of its own", panic, "report this with the image's version"),
-            None,
+            RESTART_AFTER.get().copied().flatten(),
         )
     }));
     let mut restart_after = None;
     let failure = match prepare() {
         Ok(cmdline) => {
-            restart_after = cmdline.restart_after;
+            restart_after = *RESTART_AFTER.get_or_init(|| cmdline.restart_after);
             match start(&cmdline) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
@@ -81,6 +88,13 @@ pub(crate) fn main() -> ! {
 pub(crate) fn modules_directory() -> PathBuf {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     Path::new("/usr/lib/modules").join(release)
+}
+
+/// The directory of all modules of the running kernel where the verified root is mounted, else of those of the initrd.
+pub(crate) fn largest_modules_directory() -> PathBuf {
+    let own = modules_directory();
+    let all = Path::new(SYSROOT).join(own.strip_prefix("/").unwrap_or(&own));
+    if all.is_dir() { all } else { own }
 }
 
 /// Reads the kernel command line.
@@ -193,21 +207,36 @@ fn enter(
     let sysroot = Path::new(SYSROOT);
     fs::create_dir_all(sysroot).or_fail("the initrd cannot be written to", "report this with the image's version")?;
     root.mount(sysroot, loader)?;
+    advance_clock(sysroot);
     mounts::move_api_into(sysroot)?;
     timeline.end("root", "verified and mounted");
 
     let origin = prepare_state(sysroot, own, partitions, loader)?;
-    let machine_id = state::machine_id(sysroot)?;
-    let filled = state::fill_var(sysroot, &required_root_hash(cmdline)?.to_string())?;
-    timeline.end(
-        "state",
-        &format!("{origin}{}", filled.map_or(String::new(), |count| format!(", {count} entries from the factory"))),
-    );
+    timeline.end("state", &origin.to_string());
 
     listed.into_iter().for_each(|thread| thread.join().expect("a panic ends the program"));
-    let config = find_config(cmdline, &partitions.esp)?;
-    timeline.end("configuration", &config.to_string());
+    let finder = Finder::new(cmdline, own, &partitions.esp);
+    let record = provision::read_record()?;
+    let configured = record.as_ref().is_some_and(|record| record.progress == Progress::Complete);
+    let (found, content) = finder.find(configured)?;
+    timeline.end("configuration", &found.to_string());
+    let provision = provision::prepare(sysroot, record, found, content.as_deref(), &mut || finder.connect())?;
+    finder.hand_on_network()?;
+    state::mount_parts(sysroot)?;
+    let machine_id = state::machine_id(sysroot)?;
+    let filled = state::fill_var(sysroot, &required_root_hash(cmdline)?.to_string())?;
+    timeline.end("factory", &filled.map_or("kept".to_owned(), |count| format!("{count} entries copied")));
+    let config = match provision {
+        Provision::Settled(origin) => origin,
+        Provision::Apply(application) => {
+            finder.load_for(application.config());
+            let origin = application.apply()?;
+            timeline.end("ignition", "applied");
+            origin
+        }
+    };
 
+    finder.hand_over_names()?;
     if let Some(corruption) = root.corruption() {
         return Err(corruption);
     }
@@ -232,6 +261,19 @@ fn enter(
     };
     boot.write(Path::new(RUN_DIRECTORY)).or_fail("the record of this boot cannot be written", "restart")?;
     Err(switch::switch_root(sysroot))
+}
+
+/// Sets a clock right that is before the image's time: certificates are checked soon, and files get times.
+fn advance_clock(sysroot: &Path) {
+    match time::image_time(sysroot).and_then(time::not_before) {
+        Ok(None) => {}
+        Ok(Some(behind)) => console::say(&format!(
+            "nodezero: the clock was {} s before the image's time and is set to that",
+            behind.as_secs()
+        )),
+        // A wrong clock is noticed again where time matters.
+        Err(error) => console::say(&format!("nodezero: the clock is not compared with the image's time: {error:#}")),
+    }
 }
 
 /// The root hash of the command line.
@@ -263,7 +305,7 @@ fn load_listed(list: &Mutex<VecDeque<String>>, mut loader: Loader<'_>) {
     console::to_kernel_log(&loader.take_log().join("\n"));
 }
 
-/// Makes or checks `state`, and mounts what comes from it.
+/// Makes or checks `state`, and mounts it.
 fn prepare_state(
     sysroot: &Path,
     own: &OwnDisk,
@@ -285,36 +327,8 @@ fn prepare_state(
         loader.load(file_system);
     }
     state::mount_state(&partitions.state, partitions.state_size)?;
-    state::mount_parts(sysroot)?;
+    state::make_directories()?;
     Ok(origin)
-}
-
-/// Finds the configuration and hands it on.
-fn find_config(cmdline: &Cmdline, esp: &Path) -> Result<ConfigOrigin, Failure> {
-    let fw_cfg = || config::read_fw_cfg(Path::new("/sys"));
-    let found = config::find(cmdline.config_url.as_deref(), fw_cfg, || read_esp(esp)).and_then(|(origin, content)| {
-        if let Some(content) = content {
-            config::hand_on(&content, Path::new(RUN_DIRECTORY))?;
-        }
-        Ok(origin)
-    });
-    found.or_fail(
-        "the configuration cannot be read",
-        "correct it, or remove it to start in maintenance mode, and restart",
-    )
-}
-
-/// Reads the configuration from the ESP, which is mounted for that moment, read-only.
-fn read_esp(device: &Path) -> anyhow::Result<Option<Vec<u8>>> {
-    let at = Path::new(RUN_DIRECTORY).join("esp");
-    fs::create_dir_all(&at).with_context(|| format!("making {}", at.display()))?;
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount(device, &at, "vfat", flags, c"umask=0077")
-        .with_context(|| format!("mounting the ESP {}", device.display()))?;
-    let content = config::read_file(&at.join(config::ESP_FILE));
-    unmount(&at, UnmountFlags::empty()).context("unmounting the ESP")?;
-    fs::remove_dir(&at).with_context(|| format!("removing {}", at.display()))?;
-    content
 }
 
 /// Shows a failure's summary for ever, or until the machine is to restart. The first process must not end.

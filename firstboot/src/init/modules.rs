@@ -163,8 +163,9 @@ enum Urgency {
 }
 
 impl Urgency {
-    /// Of a module at a path below the kernel's module directory. `None`: it brings no disk into view.
-    fn of(path: &str) -> Option<Self> {
+    /// Of a module at a path below the kernel's module directory. `None`: it brings no disk into view, and no network
+    /// where that is wanted.
+    fn of(path: &str, network: bool) -> Option<Self> {
         const FIRST: [&str; 10] = [
             "virtio/",
             "block/",
@@ -178,7 +179,7 @@ impl Urgency {
             "scsi/hv_storvsc.",
         ];
         let driver = path.strip_prefix("kernel/drivers/")?;
-        if driver.starts_with("net/") || driver.starts_with("firmware/") {
+        if driver.starts_with("net/") && !network || driver.starts_with("firmware/") {
             return None;
         }
         Some(if FIRST.iter().any(|prefix| driver.starts_with(prefix)) { Self::First } else { Self::Then })
@@ -195,6 +196,8 @@ pub(crate) struct Loader<'a> {
     known: HashSet<String>,
     /// Modules that devices ask for and that are not loaded yet.
     asked: BTreeSet<(Urgency, String)>,
+    /// Whether drivers of network devices are wanted too.
+    network: bool,
     /// What was loaded, in order, and what went wrong, as text for the log.
     log: Vec<String>,
 }
@@ -203,7 +206,28 @@ impl<'a> Loader<'a> {
     /// A loader of modules in this index. Several may work at once: the kernel lets the second one that comes with a
     /// module wait, and says that it is there.
     pub(crate) fn new(index: &'a ModuleIndex, cmdline: &'a Cmdline) -> Self {
-        Self { index, cmdline, done: HashSet::new(), known: HashSet::new(), asked: BTreeSet::new(), log: Vec::new() }
+        Self {
+            index,
+            cmdline,
+            done: HashSet::new(),
+            known: HashSet::new(),
+            asked: BTreeSet::new(),
+            network: false,
+            log: Vec::new(),
+        }
+    }
+
+    /// A loader that loads the drivers of network devices too.
+    pub(crate) fn with_network(index: &'a ModuleIndex, cmdline: &'a Cmdline) -> Self {
+        Self { network: true, ..Self::new(index, cmdline) }
+    }
+
+    /// Loads the drivers of everything that `sys` shows, until nothing new comes into view.
+    pub(crate) fn load_all(&mut self, sys: &Path) {
+        self.look_for_devices(sys);
+        while self.load_next() {
+            self.look_for_devices(sys);
+        }
     }
 
     /// Loads what a name or alias stands for, with dependencies. Whether anything stands for it, or the kernel has
@@ -224,7 +248,7 @@ impl<'a> Loader<'a> {
     pub(crate) fn look_for_devices(&mut self, sys: &Path) -> usize {
         let new: Vec<String> = modaliases(sys).into_iter().filter(|alias| self.known.insert(alias.clone())).collect();
         for module in new.iter().flat_map(|alias| self.index.resolve(alias)) {
-            let urgency = self.index.path(&module).and_then(Urgency::of);
+            let urgency = self.index.path(&module).and_then(|path| Urgency::of(path, self.network));
             if let Some(urgency) = urgency.filter(|_| !self.done.contains(&module)) {
                 self.asked.insert((urgency, module));
             }
@@ -359,7 +383,7 @@ alias virtio:d0000000[12]v* b
             ("kernel/arch/x86/crypto/aesni-intel.ko", None),
             ("kernel/fs/ext4/ext4.ko", None),
         ] {
-            assert_eq!(Urgency::of(path), expected, "{path}");
+            assert_eq!(Urgency::of(path, false), expected, "{path}");
         }
     }
 

@@ -31,7 +31,8 @@ use crate::summary::{Failure, OrFail};
 
 const BLOCK: u64 = 4096;
 const LABEL: &str = "nodezero-state";
-const REPAIR: &str = "start a rescue system and repair it with e2fsck; only if nothing on it is needed, delete the \
+pub(super) const REPAIR: &str = "if it is full, start a rescue system and make room on it; if it is damaged, repair it there \
+                      with e2fsck; only if nothing on it is needed, delete the \
                       partition `state`, and the next start makes a new, empty one (and a new node)";
 
 /// Where `state` is mounted, both in the initrd and in the running system.
@@ -63,6 +64,7 @@ pub(crate) fn check(root: &Path, device: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     let device = device.display().to_string();
+    crate::console::say(&format!("nodezero: state: checking the file system on {device}; a large one takes a while"));
     // 1: errors were corrected; 2: and a restart is due, were it mounted, which it is not.
     run_in_root(root, "/usr/sbin/e2fsck", &["-p", &device], |code| code & !3 == 0)
         .map(drop)
@@ -117,18 +119,23 @@ fn ext4_blocks(superblock: &[u8; 1024]) -> u64 {
     half(0x4) | half(0x150) << 32
 }
 
-/// Makes the directories of `state`, and mounts `/var` and `/etc` in the new root.
+/// Makes the directories of `state`.
+///
+/// # Errors
+/// What the file system answers; a full disk, for example.
+pub(crate) fn make_directories() -> Result<(), Failure> {
+    let directories = [("var", 0o755), ("etc", 0o755), ("etc/upper", 0o755), ("etc/work", 0o755), ("nodezero", 0o700)];
+    let made = directories.iter().try_for_each(|(name, mode)| make_directory(&mount_point().join(name), *mode));
+    made.or_fail("`state` cannot be used", REPAIR)
+}
+
+/// Mounts `/var` and `/etc` in the new root.
 ///
 /// # Errors
 /// What the file system answers; a full disk, for example.
 pub(crate) fn mount_parts(root: &Path) -> Result<(), Failure> {
     let state = mount_point();
     let parts = || -> anyhow::Result<()> {
-        for (name, mode) in
-            [("var", 0o755), ("etc", 0o755), ("etc/upper", 0o755), ("etc/work", 0o755), ("nodezero", 0o700)]
-        {
-            make_directory(&state.join(name), mode)?;
-        }
         mount_bind(state.join("var"), root.join("var")).context("binding var of state to /var")?;
         // Features that tie an upper layer to one lower layer are off: the next generation brings another one.
         let options = format!(

@@ -1,176 +1,396 @@
 //! `run`: the first-boot service, after systemd has taken over.
 //!
-//! So far it applies nothing: it reports, to all consoles and to standard output (the journal), what this node is, where
-//! it can be reached, which disks it has and where its configuration was found, then checks the whole root, and says
-//! that it is ready. The same is in `/run/nodezero/status.json`.
+//! It reports, to all consoles and to standard output (the journal), what this node is, where it can be reached, which
+//! disks it has and where its configuration was found. Then it runs the steps that make the node what
+//! `/etc/nodezero/node.json` says, and says that the node is ready:
+//!
+//! | configuration | steps |
+//! |---|---|
+//! | none | identity, root: maintenance mode; the report is repeated when disks or addresses change |
+//! | without node.json | identity, root, confirm: Ignition has done the rest |
+//! | with node.json | identity, time, data disks, root, confirm |
+//!
+//! A start in maintenance mode is not confirmed: of two images, the one that finds the configuration shall win.
+//!
+//! To systemd the service is up as soon as it runs, so that its watchdog counts from then on and nothing waits for a
+//! step; what needs a step's work is started by that step. Once all is done it ends, unless the clock is not
+//! synchronised yet. SIGTERM ends it between steps and in every wait.
 
-mod boots;
+pub(crate) mod accounts;
+mod boot_counting;
+mod confirm;
+mod engine;
+mod identity;
+pub(crate) mod journal;
+mod notify;
 mod report;
+mod root;
 mod scrub;
+mod service;
+pub(crate) mod status;
+pub(crate) mod step;
+pub(crate) mod time;
 
-use std::fs;
-use std::net::IpAddr;
+use std::env;
+use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
+use nodezero_profile::node::Node;
 
-use crate::boot::{Boot, RUN_DIRECTORY};
-use crate::command::run_in_root;
+use self::confirm::{Confirm, Partition};
+use self::engine::{Outcome, Pause, World, insist};
+use self::identity::{Identity, ImageEtc, Kernel};
+use self::journal::{Journal, State};
+use self::notify::{Notifier, Pulse, Watchdog, work_of_others};
+use self::root::Root;
+use self::service::{Service, addresses, say};
+use self::status::{Phase, StepState};
+use self::step::{Later, Step};
+use self::time::{Start, Time};
+use crate::boot::{Boot, CONFIG_FILE, ConfigOrigin, RUN_DIRECTORY, uptime_ms};
+use crate::command;
 use crate::console;
-use crate::disks::{self, Disk};
-use crate::files::write_atomically;
-use crate::sys::{self, InterfaceAddress};
+use crate::data_disks::DataDisks;
+use crate::disks;
+use crate::files::read_bounded;
+use crate::summary::{Failure, OrFail};
+use crate::sys;
 
 /// Where the node keeps what it knows about itself.
-const LIB_DIRECTORY: &str = "/var/lib/nodezero";
-const STATUS_FILE: &str = "status.json";
+pub(crate) const LIB_DIRECTORY: &str = "/var/lib/nodezero";
+/// What the node is to be.
+const NODE_FILE: &str = "/etc/nodezero/node.json";
+/// The largest one that is read, in bytes.
+const NODE_LIMIT: u64 = 1 << 20;
+/// Held by the one service that runs.
+const LOCK_FILE: &str = "run.lock";
 /// The device that the first stage made.
 const ROOT_DEVICE: &str = "/dev/mapper/root";
+/// The label of the partition that UKIs lie on.
+const ESP_LABEL: &str = "ESP";
 /// How long to wait for an address.
 const ADDRESS_PATIENCE: Duration = Duration::from_secs(20);
 const ADDRESS_PAUSE: Duration = Duration::from_millis(250);
-
-/// What the service found, for programs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Status {
-    /// Whether the service has come to its end.
-    pub(crate) ready: bool,
-    /// How often this node has started.
-    pub(crate) boots: u64,
-    /// What the first stage did.
-    pub(crate) boot: Boot,
-    /// Addresses of each interface, as `ADDRESS/PREFIX`.
-    pub(crate) addresses: Vec<Address>,
-    /// The disks.
-    pub(crate) disks: Vec<Disk>,
-    /// Bytes of the root device that were read and found intact, once that is done.
-    pub(crate) root_verified_bytes: Option<u64>,
-    /// The report as it was printed.
-    pub(crate) report: Vec<String>,
-}
-
-/// An address of the node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Address {
-    /// The interface.
-    pub(crate) interface: String,
-    /// The address.
-    pub(crate) address: IpAddr,
-    /// Length of the network's prefix in bits.
-    pub(crate) prefix: u8,
-}
+/// How often what is not yet as it should be is looked at, once all steps are done.
+const LATER_PAUSE: Duration = Duration::from_secs(5);
+/// How long maintenance mode waits at once.
+const MAINTENANCE_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Runs the service.
 ///
 /// # Errors
-/// When the first stage left no record, or `state` cannot be written, or the root is not intact. It is on the
-/// consoles, too.
+/// When the first stage left no record, or another service runs. It is on the consoles, too.
 pub(crate) fn main() -> anyhow::Result<()> {
-    service().inspect_err(|error| console::to_consoles(&format!("nodezero: first-boot service stopped: {error:#}")))
+    serve().inspect_err(|error| console::to_consoles(&format!("nodezero: first-boot service stopped: {error:#}")))
 }
 
-/// Reads what the service wrote.
-///
-/// # Errors
-/// When it has not got that far in this boot.
-pub(crate) fn read_status() -> anyhow::Result<Status> {
-    let path = Path::new(RUN_DIRECTORY).join(STATUS_FILE);
-    let json = fs::read(&path).with_context(|| format!("reading {} (has the service run?)", path.display()))?;
-    serde_json::from_slice(&json).with_context(|| format!("parsing {}", path.display()))
-}
-
-fn service() -> anyhow::Result<()> {
-    let boot = Boot::read(Path::new(RUN_DIRECTORY))?;
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
-    let boots = boots::count(Path::new(LIB_DIRECTORY), &boot_id)?;
-    // udev knows serial numbers and contents that the kernel does not tell. Without it, the rest is still told.
-    let settled = run_in_root(Path::new("/"), "udevadm", &["settle", "--timeout=10"], |code| code == 0);
-    if let Err(error) = settled {
-        say(&format!("nodezero: udev has not settled: {error}"));
+fn serve() -> anyhow::Result<()> {
+    sys::watch_sigterm().context("watching for SIGTERM")?;
+    let run_directory = Path::new(RUN_DIRECTORY);
+    let boot = Boot::read(run_directory)?;
+    let _lock = lock(&run_directory.join(LOCK_FILE))?;
+    let notifier = Arc::new(Notifier::new(env::var_os("NOTIFY_SOCKET").as_deref())?);
+    let pulse = Arc::new(Pulse::new());
+    let watchdog = Watchdog::new(Arc::clone(&pulse), work_of_others);
+    watchdog.start(env::var_os("WATCHDOG_USEC").as_deref(), Arc::clone(&notifier));
+    let mut service = Service::new(boot, Arc::clone(&notifier), pulse);
+    service.publish();
+    notifier.send("READY=1\nSTATUS=starting");
+    if make_node(&mut service).is_none() {
+        notifier.send("STOPPING=1");
+        service.enter(Phase::Stopped);
+        say("nodezero: first-boot service ended by request");
     }
-    let addresses = wait_for_addresses()?;
-    let disks = disks::survey();
-    let lines = report::lines(&boot, boots, &addresses, &disks);
-    lines.iter().for_each(|line| say(line));
-    let addresses = addresses
-        .into_iter()
-        .map(|InterfaceAddress { interface, address, prefix }| Address { interface, address, prefix })
-        .collect();
-    let mut status = Status { ready: false, boots, boot, addresses, disks, root_verified_bytes: None, report: lines };
-    write_status(&status)?;
-
-    // Should the kernel stop now, this line and the kernel's own tell why.
-    say("nodezero: root verification begins; a corrupted block stops this machine");
-    let begin = Instant::now();
-    let bytes = scrub::read_all(Path::new(ROOT_DEVICE)).context("the root file system is corrupted")?;
-    say(&format!("nodezero: root verified bytes={bytes} ms={}", begin.elapsed().as_millis()));
-    (status.ready, status.root_verified_bytes) = (true, Some(bytes));
-    write_status(&status)?;
-    say(report::READY);
     Ok(())
 }
 
-/// Says a line on the consoles and on standard output.
-fn say(line: &str) {
-    console::to_consoles(line);
-    println!("{line}");
+/// Everything from the journal to the last wait. `None` when the service is to end.
+fn make_node(service: &mut Service) -> Option<()> {
+    let boot = service.status.boot.clone();
+    let mut journal = insist(service, "journal", |_| open_journal())?;
+    service.status.steps.clear();
+    service.warn("journal", journal.warnings().to_vec());
+    service.status.boots = journal.boots();
+    let node_file = Path::new(NODE_FILE);
+    report(service, node_file.exists())?;
+
+    let mode = insist(service, "configuration", |_| {
+        let mode = Mode::find(node_file, &boot)?;
+        journal.set_node(mode.node().map(|node| &*node.name)).map_err(engine::unwritten)?;
+        Ok(mode)
+    })?;
+    if let Mode::Ignition = mode {
+        say(&format!(
+            "nodezero: there is no {NODE_FILE}: Ignition has made this machine, and nothing more is to be done"
+        ));
+    }
+    service.status.name = mode.node().map(|node| node.name.to_string());
+    let mut steps = steps(&mode, &boot);
+    service.status.plan(&steps.iter().map(|step| step.name()).collect::<Vec<_>>());
+    service.enter(Phase::Running);
+    if engine::run(&mut steps, &mut journal, service) == Outcome::Stopped {
+        return None;
+    }
+    finish(service, &mode, &mut steps, &mut journal)
 }
 
-fn write_status(status: &Status) -> anyhow::Result<()> {
-    let json = serde_json::to_vec_pretty(status).context("writing the status as JSON")?;
-    write_atomically(&Path::new(RUN_DIRECTORY).join(STATUS_FILE), &json, 0o600)
+/// What the node is to be.
+enum Mode {
+    /// Nobody has said.
+    Maintenance,
+    /// What Ignition made of it.
+    Ignition,
+    /// A node of NodeZero.
+    Node(Box<Node>),
 }
 
-/// Waits a while for an address that reaches further than the link.
-fn wait_for_addresses() -> anyhow::Result<Vec<InterfaceAddress>> {
-    let deadline = Instant::now() + ADDRESS_PATIENCE;
-    loop {
-        let mut addresses = sys::interface_addresses().context("listing addresses")?;
-        addresses.retain(|found| !is_link_local(found.address));
-        if !addresses.is_empty() || Instant::now() >= deadline {
-            return Ok(addresses);
+impl Mode {
+    /// Reads node.json.
+    ///
+    /// # Errors
+    /// When it is there and cannot be used.
+    fn find(path: &Path, boot: &Boot) -> Result<Self, Failure> {
+        let remedy = "correct the profile, render it, and give this machine the new configuration";
+        let what = "the node's configuration cannot be used";
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(if boot.config == ConfigOrigin::None { Self::Maintenance } else { Self::Ignition });
+            }
+            Ok(_) | Err(_) => {}
         }
-        std::thread::sleep(ADDRESS_PAUSE);
+        let parse = || -> anyhow::Result<Node> {
+            let json = read_bounded(path, NODE_LIMIT)?;
+            Node::parse(&json).with_context(|| format!("parsing {}", path.display()))
+        };
+        let node = parse().or_fail(what, remedy)?;
+        match boot.role {
+            Some(role) if role != node.role => {
+                let why = format!("{} is to be of role {}, this image is for {role}", node.name, node.role);
+                Err(Failure::new(what, why, format!("write the {} image to this machine, or {remedy}", node.role)))
+            }
+            Some(_) | None => Ok(Self::Node(Box::new(node))),
+        }
+    }
+
+    fn node(&self) -> Option<&Node> {
+        match self {
+            Self::Maintenance | Self::Ignition => None,
+            Self::Node(node) => Some(node),
+        }
     }
 }
 
-/// Whether an address is good on its own link only.
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+/// The steps of a mode, in order.
+fn steps(mode: &Mode, boot: &Boot) -> Vec<Box<dyn Step>> {
+    let mut steps: Vec<Box<dyn Step>> = vec![Box::new(Identity {
+        name: mode.node().map(|node| node.name.to_string()),
+        machine_id: boot.machine_id.clone(),
+        etc: "/etc".into(),
+        image: ImageEtc::BelowOverlay,
+        kernel: Box::new(Kernel),
+        differing: Vec::new(),
+    })];
+    if let Mode::Node(node) = mode {
+        steps.push(Box::new(time_step(node, boot)));
+        steps.push(Box::new(DataDisks::new(Node::clone(node))));
+        // Mesh, cluster and registration follow.
+    }
+    steps.push(Box::new(Root { device: ROOT_DEVICE.into(), verified: None }));
+    match mode {
+        Mode::Maintenance => {}
+        Mode::Ignition | Mode::Node(_) => steps.push(Box::new(confirm_step(boot))),
+    }
+    steps
+}
+
+fn time_step(node: &Node, boot: &Boot) -> Time {
+    let restart = || {
+        command::run("systemctl", &["restart", "systemd-timesyncd.service"], &[], |code| code == 0)?;
+        Ok(())
+    };
+    Time {
+        clock: Box::new(time::System { stopped: sys::is_terminated }),
+        servers: node.time.as_ref().map(|time| time.servers.clone()).unwrap_or_default(),
+        patience: node
+            .time
+            .as_ref()
+            .and_then(|time| time.wait)
+            .map_or(time::PATIENCE, |wait| Duration::from_secs(wait.into())),
+        drop_ins: time::DROP_INS.into(),
+        restart: Box::new(restart),
+        image_time: time::image_time(Path::new("/")).ok(),
+        start: Start::read(Path::new(RUN_DIRECTORY), boot),
+        problem: None,
+    }
+}
+
+fn confirm_step(boot: &Boot) -> Confirm {
+    let own = boot.disk.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let esp = disks::partitions(&own).into_iter().find(|partition| partition.label.as_deref() == Some(ESP_LABEL));
+    let device = esp.map(|partition| Path::new("/dev").join(partition.name));
+    let run_directory = Path::new(RUN_DIRECTORY);
+    Confirm {
+        firmware: "/sys/firmware".into(),
+        esp: Box::new(Partition { device, at: run_directory.join("esp") }),
+        secrets: vec![run_directory.join(CONFIG_FILE)],
+        not_marked: None,
+    }
+}
+
+/// Says what the node is and has, after a bounded wait for an address. `None` when the service is to end.
+fn report(service: &mut Service, node_is_known: bool) -> Option<()> {
+    let deadline = Instant::now() + ADDRESS_PATIENCE;
+    if addresses().is_empty() {
+        say(&format!("nodezero: waiting up to {} s for an address", ADDRESS_PATIENCE.as_secs()));
+    }
+    while addresses().is_empty() && Instant::now() < deadline {
+        if service.is_stopped() {
+            return None;
+        }
+        std::thread::sleep(ADDRESS_PAUSE);
+    }
+    let found = service.observe();
+    let status = &mut service.status;
+    status.report = report::lines(&status.boot, status.boots, &found, &status.disks, node_is_known);
+    status.report.iter().for_each(|line| say(line));
+    service.publish();
+    Some(())
+}
+
+/// Says that the node is ready, and waits for what is still to come. `None` when the service is to end.
+fn finish(service: &mut Service, mode: &Mode, steps: &mut [Box<dyn Step>], journal: &mut Journal) -> Option<()> {
+    say(&service.summary(uptime_ms()));
+    service.status.ready = true;
+    match mode {
+        Mode::Maintenance => {
+            service.enter(Phase::Maintenance);
+            say(report::READY);
+            loop {
+                match service.pause(MAINTENANCE_PAUSE) {
+                    Pause::Over => {}
+                    Pause::Stopped => return None,
+                    Pause::Changed => report(service, false)?,
+                }
+            }
+        }
+        Mode::Ignition | Mode::Node(_) => {
+            service.enter(Phase::Ready);
+            say(report::READY);
+            wait_for_later(service, steps, journal)
+        }
+    }
+}
+
+/// Waits until nothing is to come any more. `None` when the service is to end.
+fn wait_for_later(service: &mut Service, steps: &mut [Box<dyn Step>], journal: &mut Journal) -> Option<()> {
+    let mut waiting: Vec<&mut Box<dyn Step>> = steps.iter_mut().filter(|step| !step.warnings().is_empty()).collect();
+    waiting.retain_mut(|step| step.later() != Later::Nothing);
+    while !waiting.is_empty() {
+        waiting.retain_mut(|step| match step.later() {
+            Later::Waiting => true,
+            Later::Nothing => false,
+            Later::Came(line) => {
+                came(service, step.as_mut(), &line, journal);
+                false
+            }
+        });
+        if !waiting.is_empty() && service.pause(LATER_PAUSE) == Pause::Stopped {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Tells that what a step went on without has come.
+fn came(service: &mut Service, step: &mut dyn Step, line: &str, journal: &mut Journal) {
+    let name = step.name();
+    say(&format!("nodezero: step {name}: {line}"));
+    if let Err(error) = journal.end(name, State::Done, line, Duration::ZERO) {
+        say(&format!("nodezero: {error:#}"));
+    }
+    if let Some(told) = service.status.steps.iter_mut().find(|told| told.name == name) {
+        (told.state, told.result) = (StepState::Done, Some(line.to_owned()));
+    }
+    service.warn(name, step.warnings());
+}
+
+fn open_journal() -> Result<Journal, Failure> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let boot_id = fs::read_to_string(path).with_context(|| format!("reading {path}")).map_err(engine::unwritten)?;
+    Journal::open(Path::new(LIB_DIRECTORY), &boot_id).map_err(engine::unwritten)
+}
+
+/// Takes the lock that ends with this process.
+fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!("another nodezero-firstboot run is at work"),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("locking {}", path.display())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nodezero_profile::Role;
+
     use super::*;
 
     #[test]
-    fn link_local_addresses_are_told_apart() {
-        for (address, expected) in
-            [("169.254.3.4", true), ("fe80::1", true), ("10.0.2.15", false), ("fec0::15", false), ("fd7a::1", false)]
-        {
-            assert_eq!(is_link_local(address.parse().expect(address)), expected, "{address}");
+    fn the_mode_follows_from_node_json_and_the_source() {
+        let esp = ConfigOrigin::Esp { size: 12 };
+        let node = r#"{"version":1,"name":"toronto-0002","role":"worker"}"#;
+        for (case, json, config, expected) in [
+            ("nothing", None, ConfigOrigin::None, Ok("identity root")),
+            ("Ignition alone", None, esp.clone(), Ok("identity root confirm")),
+            ("a node", Some(node), esp.clone(), Ok("identity time data-disks root confirm")),
+            ("a node of an earlier start", Some(node), ConfigOrigin::None, Ok("identity time data-disks root confirm")),
+            ("no JSON", Some("{"), esp.clone(), Err("EOF while parsing")),
+            ("empty", Some(""), esp.clone(), Err("EOF while parsing")),
+            (
+                "unknown field",
+                Some(r#"{"version":1,"name":"n","role":"worker","x":1}"#),
+                esp.clone(),
+                Err("unknown field"),
+            ),
+            (
+                "another role",
+                Some(r#"{"version":1,"name":"n","role":"edge"}"#),
+                esp,
+                Err("n is to be of role edge, this image is for worker"),
+            ),
+        ] {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let path = directory.path().join("node.json");
+            json.into_iter().for_each(|json| fs::write(&path, json).expect("written"));
+            let boot = Boot { config, role: Some(Role::Worker), ..crate::boot::tests::example() };
+            match (Mode::find(&path, &boot), expected) {
+                (Ok(mode), Ok(expected)) => {
+                    let names: Vec<&str> = steps(&mode, &boot).iter().map(|step| step.name()).collect();
+                    assert_eq!(names.join(" "), expected, "{case}");
+                }
+                (Err(failure), Err(part)) => {
+                    assert!(failure.why().contains(part) && !failure.is_retried(), "{case}: {failure}");
+                }
+                (found, _) => panic!("{case}: {:?}", found.err()),
+            }
         }
+        let directory = tempfile::tempdir().expect("tempdir");
+        let boot = crate::boot::tests::example();
+        assert!(Mode::find(directory.path(), &boot).is_err(), "a directory is no node.json");
     }
 
     #[test]
-    fn the_status_is_read_as_it_was_written() {
-        let status = Status {
-            ready: true,
-            boots: 2,
-            boot: crate::boot::tests::example(),
-            addresses: vec![Address { interface: "eth0".into(), address: [10, 0, 2, 15].into(), prefix: 24 }],
-            disks: Vec::new(),
-            root_verified_bytes: Some(4096),
-            report: vec![report::READY.into()],
-        };
-        let json = serde_json::to_string(&status).expect("JSON");
-        assert_eq!(serde_json::from_str::<Status>(&json).expect("parses"), status);
+    fn one_service_runs_at_a_time() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join(LOCK_FILE);
+        let first = lock(&path).expect("free");
+        assert!(lock(&path).is_err());
+        drop(first);
+        lock(&path).expect("free again");
     }
 }

@@ -10,11 +10,21 @@ use crate::sys::InterfaceAddress;
 /// Said by a node without a configuration.
 pub(crate) const MAINTENANCE: &str =
     "nodezero: maintenance mode: no configuration found; nothing was changed on any data disk";
+/// Said by a node that goes on as it was configured before.
+const KEPT: &str =
+    "nodezero: configuration kept: no source has one; /etc/nodezero/node.json of an earlier start counts";
 /// Said last.
 pub(crate) const READY: &str = "nodezero: ready";
 
-/// The report of a boot.
-pub(crate) fn lines(boot: &Boot, boots: u64, addresses: &[InterfaceAddress], disks: &[Disk]) -> Vec<String> {
+/// The report of a boot. `node_is_known` says that a node.json is there, from this start's configuration or an
+/// earlier one's.
+pub(crate) fn lines(
+    boot: &Boot,
+    boots: u64,
+    addresses: &[InterfaceAddress],
+    disks: &[Disk],
+    node_is_known: bool,
+) -> Vec<String> {
     let mut lines = vec![summary(boot, boots, disks.len())];
     if boot.standin {
         lines.push(
@@ -40,12 +50,25 @@ pub(crate) fn lines(boot: &Boot, boots: u64, addresses: &[InterfaceAddress], dis
         }
     }
     lines.push(match &boot.config {
+        ConfigOrigin::None if node_is_known => KEPT.to_owned(),
         ConfigOrigin::None => MAINTENANCE.to_owned(),
-        ConfigOrigin::Cmdline { url } => {
-            format!("nodezero: configuration found: source=cmdline url={}", value(Some(url)))
-        }
         ConfigOrigin::FwCfg { size } => format!("nodezero: configuration found: source=fw_cfg bytes={size}"),
         ConfigOrigin::Esp { size } => format!("nodezero: configuration found: source=esp bytes={size}"),
+        ConfigOrigin::Fetched { url, size } => {
+            format!("nodezero: configuration found: source=cmdline url={} bytes={size}", value(Some(url)))
+        }
+        ConfigOrigin::File { device, path, size } => {
+            let file = format!("{}:/{path}", device.display());
+            format!("nodezero: configuration found: source=cmdline file={} bytes={size}", value(Some(&file)))
+        }
+        ConfigOrigin::Drive { label, device, size } => format!(
+            "nodezero: configuration found: source=drive label={} device={} bytes={size}",
+            value(Some(label)),
+            device.display()
+        ),
+        ConfigOrigin::Provider { provider, size } => {
+            format!("nodezero: configuration found: source=provider provider={provider} bytes={size}")
+        }
     });
     lines
 }
@@ -141,7 +164,7 @@ mod tests {
         }];
         let address =
             InterfaceAddress { interface: "eth0".into(), address: "10.0.2.15".parse().expect("valid"), prefix: 24 };
-        let report = lines(&example(), 3, &[address], &[disk("/dev/sda"), system]).join("\n");
+        let report = lines(&example(), 3, &[address], &[disk("/dev/sda"), system], true).join("\n");
         let hash = example().root_hash;
         assert_eq!(
             report,
@@ -165,11 +188,12 @@ mod tests {
     fn a_node_without_anything_says_so() {
         let mut boot = example();
         (boot.role, boot.version, boot.config, boot.standin) = (None, None, ConfigOrigin::None, true);
-        let report = lines(&boot, 1, &[], &[]);
+        let report = lines(&boot, 1, &[], &[], false);
         assert!(report[0].starts_with("nodezero: report role=- version=- "), "{report:?}");
         assert!(report[1].contains("stand-in"), "{report:?}");
         assert_eq!(report[2], "nodezero: address none");
         assert_eq!(report[3], MAINTENANCE);
+        assert_eq!(lines(&boot, 1, &[], &[], true)[3], KEPT);
     }
 
     #[test]

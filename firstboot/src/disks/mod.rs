@@ -9,7 +9,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub(crate) use nodezero_profile::inventory::Transport;
+pub(crate) use nodezero_profile::size::human_size;
 use serde::{Deserialize, Serialize};
+
+pub(crate) mod content;
+pub(crate) mod inventory;
+pub(crate) mod mounts;
+pub(crate) mod recognise;
 
 /// Unit of sizes and offsets in `/sys`, whatever the disk's own sector size.
 pub(crate) const SYSFS_SECTOR: u64 = 512;
@@ -67,76 +74,6 @@ pub(crate) struct Partition {
     pub(crate) content: Option<String>,
 }
 
-/// How a disk is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Transport {
-    /// A virtual disk of virtio.
-    Virtio,
-    /// NVMe.
-    Nvme,
-    /// USB.
-    Usb,
-    /// ATA and SATA.
-    Sata,
-    /// Serial attached SCSI.
-    Sas,
-    /// SCSI over the network.
-    Iscsi,
-    /// Cards and soldered flash.
-    Mmc,
-    /// Any other SCSI.
-    Scsi,
-    /// None of these.
-    Other,
-}
-
-impl Transport {
-    /// The word for it, as in JSON.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Virtio => "virtio",
-            Self::Nvme => "nvme",
-            Self::Usb => "usb",
-            Self::Sata => "sata",
-            Self::Sas => "sas",
-            Self::Iscsi => "iscsi",
-            Self::Mmc => "mmc",
-            Self::Scsi => "scsi",
-            Self::Other => "other",
-        }
-    }
-
-    /// Read from the path of the device within `/sys/devices`, which names each bus on the way.
-    fn of(device: &Path, name: &str) -> Self {
-        let on_way = |prefix: &str| {
-            device.components().any(|part| {
-                let part = part.as_os_str().to_string_lossy();
-                part.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-            })
-        };
-        if name.starts_with("nvme") {
-            Self::Nvme
-        } else if name.starts_with("mmcblk") {
-            Self::Mmc
-        } else if on_way("usb") {
-            Self::Usb
-        } else if on_way("ata") {
-            Self::Sata
-        } else if on_way("session") {
-            Self::Iscsi
-        } else if on_way("end_device-") {
-            Self::Sas
-        } else if on_way("virtio") {
-            Self::Virtio
-        } else if on_way("host") {
-            Self::Scsi
-        } else {
-            Self::Other
-        }
-    }
-}
-
 impl Disk {
     /// Name, size, model and serial on one line, for messages.
     pub(crate) fn describe(&self) -> String {
@@ -185,13 +122,38 @@ pub(crate) fn partitions(disk: &str) -> Vec<Partition> {
     read_partitions(&Path::new("/sys/block").join(disk), disk, Path::new(UDEV))
 }
 
-/// A size as a person writes it: decimal, as disks are sold.
-pub(crate) fn human_size(bytes: u64) -> String {
-    let units = [("TB", 1_000_000_000_000_u64), ("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1000)];
-    match units.iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{}.{} {name}", bytes / unit, bytes % unit * 10 / unit),
-        None => format!("{bytes} B"),
+/// How a disk is attached, read from the path of the device within `/sys/devices`, which names each bus on the way.
+fn transport_of(device: &Path, name: &str) -> Transport {
+    let on_way = |prefix: &str| {
+        device.components().any(|part| {
+            let part = part.as_os_str().to_string_lossy();
+            part.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        })
+    };
+    if name.starts_with("nvme") {
+        Transport::Nvme
+    } else if name.starts_with("mmcblk") {
+        Transport::Mmc
+    } else if on_way("usb") {
+        Transport::Usb
+    } else if on_way("ata") {
+        Transport::Sata
+    } else if on_way("session") {
+        Transport::Iscsi
+    } else if on_way("end_device-") {
+        Transport::Sas
+    } else if on_way("virtio") {
+        Transport::Virtio
+    } else if on_way("host") {
+        Transport::Scsi
+    } else {
+        Transport::Other
     }
+}
+
+/// The disk whose block device has this number, as `/sys` tells it now: it may not be the one that a name meant before.
+pub(crate) fn of_device(major: u32, minor: u32) -> Option<Disk> {
+    read_disk(&fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).ok()?, Path::new(UDEV))
 }
 
 /// Reads one entry of `/sys/block`, unless it is no disk in this module's sense.
@@ -206,7 +168,7 @@ fn read_disk(entry: &Path, udev: &Path) -> Option<Disk> {
     let udev_fact = |key: &str| facts.get(key).cloned();
     // The links of /sys/block lead to the device's place among the buses.
     let device = fs::canonicalize(entry).unwrap_or_else(|_| entry.to_owned());
-    let transport = Transport::of(&device, &name);
+    let transport = transport_of(&device, &name);
     Some(Disk {
         path: PathBuf::from("/dev").join(name.replace('!', "/")),
         size,
@@ -369,15 +331,6 @@ mod tests {
         {
             fs::create_dir_all(sys.path().join("class/nvme").join(path)).expect("directory");
             assert_eq!(is_nvme_scanning(sys.path()), expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn sizes_are_decimal() {
-        for (bytes, expected) in
-            [(0, "0 B"), (999, "999 B"), (18_000_207_937_536, "18.0 TB"), (3_950_000_000, "3.9 GB"), (1000, "1.0 kB")]
-        {
-            assert_eq!(human_size(bytes), expected);
         }
     }
 
