@@ -12,8 +12,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// No scenario goes on after one of these, unless it expects it.
-const FATAL: [&str; 6] =
-    ["Kernel panic", "NodeZero cannot start", "emergency mode", "emergency.target", "Oops", "BUG:"];
+const FATAL: [&str; 7] = [
+    "Kernel panic",
+    "NodeZero cannot start",
+    "NodeZero cannot finish step",
+    "emergency mode",
+    "emergency.target",
+    "Oops",
+    "BUG:",
+];
 
 /// Signs of a host that is too busy rather than of a guest that is broken, although they look like [`FATAL`] ones.
 const SLOW: [&str; 4] = ["soft lockup", "self-detected stall", "detected stalls", "workqueue lockup"];

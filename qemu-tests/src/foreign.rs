@@ -12,8 +12,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::tools;
 
-/// Size of each disk in bytes: the smallest that every program takes.
-pub const SIZE: u64 = 512 << 20;
+/// Size of each disk in bytes: more than the least that a data disk may have.
+pub const SIZE: u64 = 2 << 30;
 
 /// The polynomial of bcache's checksum: ECMA-182, most significant bit first.
 const CRC64: u64 = 0x42f0_e1eb_a9ea_3693;
@@ -58,7 +58,7 @@ pub const ALL: [Foreign; 30] = [
     Foreign { name: "btrfs", found: "btrfs", make: |disk| tool("mkfs.btrfs", &["-q"], disk) },
     Foreign { name: "f2fs", found: "f2fs", make: |disk| tool("mkfs.f2fs", &["-q"], disk) },
     Foreign { name: "vfat", found: "vfat", make: |disk| tool("mkfs.fat", &[], disk) },
-    Foreign { name: "exfat", found: "exfat", make: |disk| tool("mkfs.exfat", &["-q"], disk) },
+    Foreign { name: "exfat", found: "exfat", make: |disk| tool("mkfs.exfat", &[], disk) },
     Foreign { name: "ntfs", found: "ntfs", make: |disk| tool("mkntfs", &["-q", "-F", "-f"], disk) },
     Foreign { name: "iso9660", found: "iso9660", make: iso9660 },
     Foreign { name: "swap", found: "swap", make: |disk| tool("mkswap", &["-q"], disk) },
@@ -258,20 +258,50 @@ fn fold(sum: u64) -> u32 {
     u32::try_from((low + (sum >> 32)) & 0xffff_ffff).expect("masked")
 }
 
-/// A ring of uberblocks in each of the first two labels of a ZFS device.
+/// The four labels of a ZFS device, two at either end: name-value pairs in XDR
+/// ([RFC 4506](https://www.rfc-editor.org/rfc/rfc4506)) with what a pool is known by, then a ring of uberblocks.
 fn zfs(disk: &Path) -> Result<()> {
     const LABEL: u64 = 256 << 10;
-    const UBERBLOCKS: u64 = 128 << 10;
-    for label in 0..2 {
-        for slot in 0..8_u64 {
-            let mut uberblock = [0; 1024];
-            uberblock[..8].copy_from_slice(&0x00ba_b10c_u64.to_le_bytes());
-            uberblock[8..16].copy_from_slice(&5000_u64.to_le_bytes());
+    const PAIRS: u64 = 16 << 10;
+    const RING: u64 = 128 << 10;
+    // Type numbers of a 64-bit number and of a text.
+    let number = |name: &str, value: u64| zfs_pair(name, 8, &value.to_be_bytes());
+    let mut pairs = vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+    pairs.extend(number("version", 5000));
+    pairs.extend(zfs_pair("name", 9, &xdr_text("somebody")));
+    pairs.extend(number("state", 0));
+    pairs.extend(number("txg", 4));
+    pairs.extend(number("pool_guid", 0x1111_2222_3333_4444));
+    pairs.extend(number("top_guid", 0x5555_6666_7777_8888));
+    pairs.extend(number("guid", 0x5555_6666_7777_8888));
+    pairs.extend([0; 8]);
+    let mut uberblock = [0; 1024];
+    uberblock[..8].copy_from_slice(&0x00ba_b10c_u64.to_le_bytes());
+    uberblock[8..16].copy_from_slice(&5000_u64.to_le_bytes());
+    for label in [0, LABEL, SIZE - 2 * LABEL, SIZE - LABEL] {
+        write(disk, label + PAIRS, &pairs)?;
+        write(disk, label + RING - 40, &0x0210_da7a_b10c_7a11_u64.to_le_bytes())?;
+        for slot in 0..128_u64 {
             uberblock[16..24].copy_from_slice(&(slot + 1).to_le_bytes());
-            write(disk, label * LABEL + UBERBLOCKS + slot * 1024, &uberblock)?;
+            write(disk, label + RING + slot * 1024, &uberblock)?;
         }
     }
     Ok(())
+}
+
+/// A pair: its size encoded and decoded, its name, its type, one value.
+fn zfs_pair(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    let body = [xdr_text(name), kind.to_be_bytes().to_vec(), 1_u32.to_be_bytes().to_vec(), value.to_vec()].concat();
+    let size = u32::try_from(body.len() + 8).expect("pairs are short");
+    [size.to_be_bytes().to_vec(), (size + 32).to_be_bytes().to_vec(), body].concat()
+}
+
+/// A text: its length, then itself, filled up to four bytes.
+fn xdr_text(text: &str) -> Vec<u8> {
+    let mut bytes = u32::try_from(text.len()).expect("names are short").to_be_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// The superblock of a bcache backing device in sector 8.

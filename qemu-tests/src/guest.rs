@@ -23,6 +23,12 @@ pub const DISK: &str = "nodezero: disk ";
 /// What the last line of a good boot contains.
 pub const READY: &str = "nodezero: ready";
 
+/// What the summary of a failure begins with.
+pub const SUMMARY: &str = "NodeZero cannot start";
+
+/// What the summary of a failed step begins with.
+pub const STOPPED: &str = "NodeZero cannot finish step";
+
 /// What every line of ours contains; the first one proves that user space runs.
 pub const OURS: &str = "nodezero: ";
 

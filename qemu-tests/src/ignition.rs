@@ -44,10 +44,13 @@ impl Config {
         self.file("/etc/nodezero/node.json", 0o600, node.to_string().as_bytes())
     }
 
-    /// Adds a unit that runs, once the first-boot service is done or has failed, a shell's commands, whose output
+    /// Adds a unit that runs, once the first-boot service is done or cannot go on, a shell's commands, whose output
     /// appears on the serial console: each line after [`PROBE`], the last one being `done`.
     pub fn probe(self, commands: &str) -> Config {
-        let script = format!("({commands}) 2>&1 | sed 's/^/{PROBE}/' > /dev/ttyS0; echo '{PROBE}done' > /dev/ttyS0\n");
+        let settled = r#"until grep -qE '"phase": "(waiting|failed|maintenance|ready)"' /run/nodezero/status.json; do sleep 0.5; done"#;
+        let script = format!(
+            "{settled}\n({commands}) 2>&1 | sed 's/^/{PROBE}/' > /dev/ttyS0; echo '{PROBE}done' > /dev/ttyS0\n"
+        );
         let unit = "[Unit]\nAfter=nodezero-firstboot.service\n\
              [Service]\nType=oneshot\nExecStart=/bin/sh /etc/probe.sh\n[Install]\nWantedBy=multi-user.target\n";
         self.file("/etc/probe.sh", 0o644, script.as_bytes())

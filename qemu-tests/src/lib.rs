@@ -35,6 +35,7 @@ pub mod images;
 pub mod machine;
 pub mod qmp;
 pub mod scenario;
+pub mod server;
 mod spawn;
 pub mod storage;
 pub mod tools;

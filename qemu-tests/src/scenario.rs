@@ -24,6 +24,9 @@ use crate::vm::{self, Power, Vm};
 /// How many machines run at a time, unless the environment says otherwise.
 const MACHINES: usize = 2;
 
+/// How long a machine may go on writing to its console after a failure.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Lines of each console in the message of a failure.
 const TAIL: usize = 60;
 
@@ -148,6 +151,8 @@ impl Scenario {
     }
 
     fn evidence(&self) -> String {
+        // What ended a wait is often the first line of several.
+        thread::sleep(LAST_WORDS);
         let consoles = self.consoles.iter();
         consoles.map(|(label, console)| format!("--- the end of {label}'s console\n{}", console.tail(TAIL))).collect()
     }

@@ -4,18 +4,20 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use crate::tools;
 
 /// The size of a boot disk in bytes, larger than an image, so that there is room for what the first boot adds.
 pub const BOOT_DISK: u64 = 16 << 30;
 
-/// An 18 TB disk, as vendors count, in bytes.
-pub const DISK_18T: u64 = 18_000_000_000_000;
+/// An 18 TB disk in bytes, as large as those are that are sold so.
+pub const DISK_18T: u64 = 18_000_207_937_536;
 
 /// What qemu-io reads and writes at once, at least.
 const SECTOR: u64 = 512;
@@ -131,6 +133,54 @@ pub fn squashfs_root_inode(superblock: &[u8; 96]) -> Result<u64> {
     // The upper part of an inode's reference is where its block begins in the inode table.
     let (root_inode, inode_table) = (field(32), field(64));
     Ok(inode_table + (root_inode >> 16))
+}
+
+/// The first and the last `length` bytes of a qcow2 disk of `size` bytes: where partition tables are.
+pub fn ends(disk: &Path, size: u64, length: u64) -> Result<(Vec<u8>, Vec<u8>)> {
+    let scratch = tempfile::tempdir().context("making a scratch directory")?;
+    let read = |skip: u64| -> Result<Vec<u8>> {
+        let out = scratch.path().join(skip.to_string());
+        let mut command = tools::command("qemu-img")?;
+        command.args(["dd", "-f", "qcow2", "-O", "raw", &format!("bs={length}"), "count=1", &format!("skip={skip}")]);
+        let operand = |name: &str, path: &Path| {
+            let mut operand = std::ffi::OsString::from(name);
+            operand.push(path);
+            operand
+        };
+        tools::run(command.arg(operand("if=", disk)).arg(operand("of=", &out)))?;
+        fs::read(&out).with_context(|| format!("reading {}", out.display()))
+    };
+    ensure!(size.is_multiple_of(length), "{size} is no multiple of {length}");
+    Ok((read(0)?, read(size / length - 1)?))
+}
+
+/// A digest of a sparse file's content: of each block that is not all zero, with its place. Holes are not read.
+pub fn digest(file: &Path) -> Result<String> {
+    const BLOCK: u64 = 4096;
+    let source = File::open(file).with_context(|| format!("opening {}", file.display()))?;
+    let size = source.metadata()?.len();
+    let mut hash = Sha256::new();
+    hash.update(size.to_le_bytes());
+    let mut at = 0;
+    // Behind the last data there is none: ENXIO.
+    while let Ok(data) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) {
+        let hole = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(data))?;
+        let mut offset = data / BLOCK * BLOCK;
+        while offset < hole {
+            let mut block = vec![0; usize::try_from(BLOCK.min(size - offset))?];
+            source.read_exact_at(&mut block, offset).with_context(|| format!("reading {}", file.display()))?;
+            if block.iter().any(|byte| *byte != 0) {
+                hash.update(offset.to_le_bytes());
+                hash.update(&block);
+            }
+            offset += BLOCK;
+        }
+        at = offset;
+        if at >= size {
+            break;
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn parse_partitions(json: &[u8]) -> Result<Vec<Partition>> {

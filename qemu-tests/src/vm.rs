@@ -10,12 +10,13 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::accel::Accel;
 use crate::console::{Console, Line};
 use crate::firmware::Ovmf;
 use crate::guest::{self, Report};
+use crate::ignition::PROBE;
 use crate::machine::{Boot, FirmwareKind, Host, Machine};
 use crate::qmp::Qmp;
 use crate::{spawn, tools};
@@ -109,6 +110,46 @@ impl Vm {
     /// Waits until the guest has nothing left to do.
     pub fn wait_ready(&self) -> Result<Line> {
         self.wait_for(guest::READY)
+    }
+
+    /// What the guest's probe says, a line each, once it is done; see [`crate::ignition::Config::probe`].
+    pub fn probe(&self) -> Result<Vec<String>> {
+        self.wait_for(&format!("{PROBE}done"))?;
+        let lines = self.console.lines().into_iter();
+        let said = lines.filter_map(|line| Some(line.text.split_once(PROBE)?.1.trim_end().to_owned()));
+        Ok(said.filter(|line| line != "done").collect())
+    }
+
+    /// Waits until the guest says that it cannot go on, which must be for the reason `why`, and makes sure that it does
+    /// not go on. Gives the summary.
+    pub fn expect_refusal(&self, why: &str) -> Result<String> {
+        self.console.expect(guest::SUMMARY);
+        self.console.wait_for_any(&[guest::SUMMARY, guest::READY], BOOT)?;
+        // The summary is printed at once, but a console is slow.
+        self.console.wait_for("what to do:", SHUTDOWN)?;
+        thread::sleep(Duration::from_secs(2));
+        let lines = self.console.lines();
+        let begin = lines.iter().position(|line| line.text.contains(guest::SUMMARY)).context("no summary")?;
+        let summary: Vec<&str> = lines[begin..].iter().map(|line| line.text.as_str()).collect();
+        let summary = summary.join("\n");
+        ensure!(summary.contains(why), "the summary does not say {why:?}:\n{summary}");
+        ensure!(self.console.find(guest::READY).is_none(), "the machine got ready:\n{summary}");
+        Ok(summary)
+    }
+
+    /// Waits until the first-boot service says that it cannot go on with `step`, and gives what it says.
+    pub fn expect_stopped(&self, step: &str) -> Result<String> {
+        self.console.expect(guest::STOPPED);
+        self.wait_for(guest::STOPPED)?;
+        self.console.wait_for("what to do:", SHUTDOWN)?;
+        thread::sleep(Duration::from_secs(2));
+        let lines = self.console.lines();
+        let begin = lines.iter().position(|line| line.text.contains(guest::STOPPED)).context("no summary")?;
+        let summary: Vec<&str> = lines[begin..].iter().map(|line| line.text.as_str()).collect();
+        let summary = summary.join("\n");
+        ensure!(summary.contains(step), "the summary is not about {step:?}:\n{summary}");
+        ensure!(self.console.find(guest::READY).is_none(), "the machine got ready:\n{summary}");
+        Ok(summary)
     }
 
     /// What the guest has reported so far.

@@ -5,13 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use qemu_tests::console::Error;
-use qemu_tests::guest::READY;
+use qemu_tests::guest::{READY, SUMMARY};
 use qemu_tests::storage::{partition, read_at, squashfs_root_inode};
 use qemu_tests::vm::BOOT;
 use qemu_tests::{Machine, Role, images, scenario};
-
-/// What a boot that was refused ends with.
-const SUMMARY: &str = "NodeZero cannot start";
 
 /// What a message about damage contains, one of them.
 const DAMAGE: [&str; 3] = ["corrupt", "verification", "does not match"];
