@@ -79,6 +79,11 @@ impl Invocation {
         {
             return Ok(Self::Ignition { arguments: rest.to_vec() });
         }
+        if let Some((command, rest)) = arguments.split_first()
+            && command == "ignition-validate"
+        {
+            return Ok(Self::IgnitionValidate { arguments: rest.to_vec() });
+        }
         let words: Vec<String> = arguments.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
         if name == "init" {
             return Ok(Self::Init);
@@ -113,6 +118,10 @@ mod tests {
             ("/sbin/modprobe -q -- fs-vfat", Ok(Invocation::Modprobe { modules: vec!["fs-vfat".into()] })),
             ("nodezero-firstboot run", Ok(Invocation::Run)),
             ("nodezero-firstboot status --json", Ok(Invocation::Status { json: true })),
+            ("ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),
+            ("nodezero-firstboot ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),
+            ("/bin/ignition-validate -", Ok(Invocation::IgnitionValidate { arguments: vec!["-".into()] })),
+            ("x ignition-validate -", Ok(Invocation::IgnitionValidate { arguments: vec!["-".into()] })),
             ("nodezero-firstboot inventory", Ok(Invocation::Inventory { json: false })),
             ("nodezero-firstboot --version", Ok(Invocation::Version)),
             ("nodezero-firstboot", Err(UsageError("a command is missing".into()))),

@@ -196,4 +196,16 @@ mod tests {
         assert_eq!(cmdline.module_parameters("nvme_core"), "x=\"a b\"");
         assert_eq!(cmdline.module_parameters("ext4"), "");
     }
+
+    #[test]
+    fn any_text_is_parsed_or_refused() {
+        arbtest::arbtest(|input| {
+            let text: String = input.arbitrary()?;
+            if let Ok(cmdline) = Cmdline::parse(&text) {
+                let _ = cmdline.module_parameters("loop");
+            }
+            Ok(())
+        })
+        .budget_ms(500);
+    }
 }

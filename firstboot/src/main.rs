@@ -3,6 +3,7 @@
 //! - as `init` it is the first stage, in the initrd: [`init`];
 //! - as `modprobe` it loads modules that the kernel asks for meanwhile;
 //! - `run` is the first-boot service under systemd: [`run`];
+//! - as `ignition` it runs one of Ignition's stages, as `ignition-validate` it validates configs: [`ignition`];
 //! - `status` and `inventory` print what it knows.
 //!
 //! It is linked statically with the GNU C library, so that it may not resolve host or user names through that library.

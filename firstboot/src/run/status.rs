@@ -12,7 +12,7 @@
 //! | `steps` | in order: `name`; `state`: `pending`, `running`, `done`, `failed`; `result`: a line; `ms`; `attempts`; `failure`: `what`, `why`, `remedy`, `retried` |
 //! | `warnings` | lines: what is not as it should be, although nothing failed |
 //! | `addresses` | `interface`, `address`, `prefix` in bits |
-//! | `disks` | as in `nodezero-firstboot inventory --json` |
+//! | `disks` | what kernel and udev tell of each, see [`crate::disks::Disk`]; what is on them tells `inventory --json` |
 //! | `boot` | the first stage's record |
 //! | `boots` | how often this node has started |
 //! | `report` | the lines of the report on the console |

@@ -86,7 +86,7 @@ pub(crate) enum Found {
     Config {
         /// Where it was.
         origin: ConfigOrigin,
-        /// As it was, decompressed.
+        /// As it was; from drives and metadata services decompressed.
         content: Vec<u8>,
     },
 }
