@@ -1,5 +1,6 @@
 //! Data disks: prepared once, kept for ever, and never taken from anybody.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -173,7 +174,9 @@ fn what_does_not_fit_is_refused() {
             scsi(s, "locked", SMALL)?.read_only(),
             scsi(s, "failing", SMALL)?.unreadable_at(SMALL - 4096),
         ];
-        let machine = disks.iter().cloned().fold(worker(s, &Config::new().node(&node(entries)))?, Machine::disk);
+        let profile = node(entries);
+        let config = Config::new().node(&profile).probe("nodezero-firstboot inventory --json");
+        let machine = disks.iter().cloned().fold(worker(s, &config)?, Machine::disk);
         let before: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
         let vm = s.start(&machine)?;
         let summary = expect_refused(&vm, &["TWO-FOR-ONE-A", "TWO-FOR-ONE-B", "nothing is done to any disk"])?;
@@ -190,6 +193,16 @@ fn what_does_not_fit_is_refused() {
             let said = summary.lines().any(|line| line.contains(disk) && line.contains(reason));
             ensure!(said, "no line with {disk:?} and {reason:?} in\n{summary}");
         }
+        // The operator gets the same verdicts and reasons from the machine's inventory.
+        let inventory = s.file("inventory.json", vm.probe()?.join("\n").as_bytes())?;
+        let profile = s.file("node.json", profile.to_string().as_bytes())?;
+        let mut plan = Command::new(images::nodezero()?);
+        let output = plan.args(["profile", "plan", "--inventory"]).arg(inventory).arg(profile).output()?;
+        let planned = String::from_utf8(output.stdout)?;
+        ensure!(output.status.code() == Some(1), "the plan is not refused:\n{planned}");
+        let verdicts = planned.lines().filter(|line| line.starts_with("/dev/"));
+        let missing: Vec<&str> = verdicts.clone().filter(|line| !summary.contains(line.trim_end())).collect();
+        ensure!(verdicts.count() == 6 && missing.is_empty(), "the node did not say {missing:#?}, but\n{summary}");
         vm.cut_power()?;
         let after: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
         ensure!(before == after, "a disk was changed");
