@@ -32,7 +32,11 @@ fn node(disks: Value) -> Value {
 
 /// A worker with a boot disk and a configuration.
 fn worker(s: &Scenario, config: &Config) -> Result<Machine> {
-    let image = images::built(Role::Worker, Platform::Vps)?.path;
+    worker_for(Platform::Vps, s, config)
+}
+
+fn worker_for(platform: Platform, s: &Scenario, config: &Config) -> Result<Machine> {
+    let image = images::built(Role::Worker, platform)?.path;
     let config = s.file("config.ign", &config.to_bytes())?;
     Ok(Machine::new("worker").disk(s.boot_disk(&image)?).fw_cfg("opt/com.coreos/config", config))
 }
@@ -176,7 +180,9 @@ fn what_does_not_fit_is_refused() {
         ];
         let profile = node(entries);
         let config = Config::new().node(&profile).probe("nodezero-firstboot inventory --json");
-        let machine = disks.iter().cloned().fold(worker(s, &config)?, Machine::disk);
+        // The kernel of the other platform knows no USB disks.
+        let base = worker_for(Platform::Metal, s, &config)?;
+        let machine = disks.iter().cloned().fold(base, Machine::disk);
         let before: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
         let vm = s.start(&machine)?;
         let summary = expect_refused(&vm, &["TWO-FOR-ONE-A", "TWO-FOR-ONE-B", "nothing is done to any disk"])?;
