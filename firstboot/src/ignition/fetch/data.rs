@@ -8,11 +8,12 @@
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use percent_encoding::percent_decode_str;
 
 /// A `data` URL that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("data URL: {0}")]
-pub(crate) struct DataUrlError(&'static str);
+#[error("{0}")]
+pub(crate) struct DataUrlError(String);
 
 /// Padding is demanded; the bits that the last character holds too many may be anything, as in Go.
 const BASE64: GeneralPurpose =
@@ -23,16 +24,12 @@ const BASE64: GeneralPurpose =
 /// # Errors
 /// With what is wrong about its form; never with a part of the data.
 pub(crate) fn decode(url: &str) -> Result<Vec<u8>, DataUrlError> {
-    let rest = url.strip_prefix("data:").ok_or(DataUrlError("it does not begin with \"data:\""))?;
-    let rest = skip_media_type(rest)?;
-    let (base64, data) = skip_parameters(rest)?;
-    if base64 {
-        return BASE64.decode(data).map_err(|_| DataUrlError("the data is not base64"));
+    let (is_base64, data) = parse(url).map_err(DataUrlError)?;
+    if is_base64 {
+        // The library's error names a byte of the data.
+        return BASE64.decode(data).map_err(|_| DataUrlError("the data URL's data is not base64".to_owned()));
     }
-    if !data.bytes().all(is_url_byte) {
-        return Err(DataUrlError("the data holds a character that must be percent-encoded"));
-    }
-    unescape(data)
+    plain_data(data).map_err(DataUrlError)
 }
 
 /// The `data` URL of these bytes, in base64.
@@ -40,83 +37,132 @@ pub(crate) fn encode(content: &[u8]) -> String {
     format!("data:;base64,{}", BASE64.encode(content))
 }
 
-fn skip_media_type(text: &str) -> Result<&str, DataUrlError> {
+/// Whether the data is in base64, and the data as it stands.
+fn parse(url: &str) -> Result<(bool, &str), String> {
+    let rest = url.strip_prefix("data:").ok_or("a data URL begins with data: in lower case")?;
+    let mut rest = media_type(rest)?;
+    let mut is_base64 = false;
+    while let Some(parameter) = rest.strip_prefix(';') {
+        let (name, after) = token(parameter);
+        if name.is_empty() {
+            return Err("the data URL has a parameter without a name".to_owned());
+        }
+        rest = match after.strip_prefix('=') {
+            Some(value) => parameter_value(value)?,
+            None if name == "base64" && after.starts_with(',') => {
+                is_base64 = true;
+                after
+            }
+            None => return Err("the data URL has a parameter without a value".to_owned()),
+        };
+    }
+    let data = rest.strip_prefix(',').ok_or("the data URL has no comma before its data")?;
+    Ok((is_base64, data))
+}
+
+/// Passes over the media type, if any.
+fn media_type(text: &str) -> Result<&str, String> {
     if text.starts_with([';', ',']) {
         return Ok(text);
     }
-    let end = text.find(|c| !is_token(c)).ok_or(DataUrlError("the comma before the data is missing"))?;
-    let (kind, rest) = text.split_at(end);
-    let rest = rest.strip_prefix('/').ok_or(DataUrlError("the media type has no slash"))?;
-    let known = ["text", "image", "audio", "video", "application", "message", "multipart", "x-", "X-"];
-    if !known.iter().any(|known| kind.starts_with(known)) {
-        return Err(DataUrlError("the media type is none of RFC 2045"));
+    let (kind, rest) = token(text);
+    let kinds = ["text", "image", "audio", "video", "application", "message", "multipart"];
+    let extension = kind.starts_with("x-") || kind.starts_with("X-");
+    if !extension && !kinds.iter().any(|known| kind.starts_with(known)) {
+        return Err("the data URL's media type is unknown".to_owned());
     }
-    let end = rest.find(|c| !is_token(c)).ok_or(DataUrlError("the comma before the data is missing"))?;
-    Ok(&rest[end..])
+    let subtype = rest.strip_prefix('/').ok_or("the data URL's media type has no subtype")?;
+    let (_, rest) = token(subtype);
+    if !rest.starts_with([';', ',']) {
+        return Err("the data URL's media type is malformed".to_owned());
+    }
+    Ok(rest)
 }
 
-/// Skips `;attribute=value` and `;base64`, which must be last, and the comma.
-fn skip_parameters(mut text: &str) -> Result<(bool, &str), DataUrlError> {
-    while let Some(rest) = text.strip_prefix(';') {
-        let end = rest.find(|c| !is_token(c)).filter(|end| *end > 0).ok_or(DataUrlError("a parameter has no name"))?;
-        let (attribute, rest) = rest.split_at(end);
-        if let Some(data) = rest.strip_prefix(',') {
-            return if attribute == "base64" {
-                Ok((true, data))
-            } else {
-                Err(DataUrlError("a parameter has no value, and is not \"base64\""))
-            };
+/// A run of characters that need no quotes (RFC 2045), and what follows it.
+fn token(text: &str) -> (&str, &str) {
+    let is_token = |character: char| character.is_ascii_graphic() && !"()<>@,;:\\\"/[]?=".contains(character);
+    text.split_at(text.find(|character| !is_token(character)).unwrap_or(text.len()))
+}
+
+/// Passes over a parameter's value.
+fn parameter_value(text: &str) -> Result<&str, String> {
+    let malformed = || "a parameter's value in the data URL is malformed".to_owned();
+    if let Some(quoted) = text.strip_prefix('"') {
+        let end = closing_quote(quoted).ok_or_else(malformed)?;
+        let rest = &quoted[end + 1..];
+        let is_valid = is_quoted(&quoted[..end]) && rest.starts_with([';', ',']);
+        return is_valid.then_some(rest).ok_or_else(malformed);
+    }
+    let (value, rest) = token(text);
+    let is_valid = !value.is_empty() && is_escaped(value) && rest.starts_with([';', ',']);
+    is_valid.then_some(rest).ok_or_else(malformed)
+}
+
+/// The place of the first quote that no backslash precedes, among ASCII alone.
+fn closing_quote(text: &str) -> Option<usize> {
+    let mut bytes = text.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
+        match byte {
+            b'"' => return Some(at),
+            b'\\' => _ = bytes.next().filter(|(_, escaped)| escaped.is_ascii())?,
+            byte if byte.is_ascii() => {}
+            _ => return None,
         }
-        let rest = rest.strip_prefix('=').ok_or(DataUrlError("a parameter has no value"))?;
-        text = match rest.strip_prefix('"') {
-            Some(quoted) => skip_quoted(quoted)?,
-            None => {
-                let end = rest
-                    .find(|c| !is_token(c))
-                    .filter(|end| *end > 0)
-                    .ok_or(DataUrlError("a parameter has no value"))?;
-                unescape(&rest[..end])?;
-                &rest[end..]
+    }
+    None
+}
+
+/// Whether each backslash in a quoted text begins an escape sequence, as in Go's strings.
+fn is_quoted(text: &str) -> bool {
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        let mut after = rest[at + 1..].chars();
+        let digits = match after.next() {
+            Some('a' | 'b' | 'f' | 'n' | 'r' | 't' | 'v' | '\\' | '"') => Some(0),
+            Some('x') => Some(2),
+            Some('u') => Some(4),
+            Some('U') => Some(8),
+            Some('0'..='3') => {
+                let octal = after
+                    .as_str()
+                    .get(..2)
+                    .is_some_and(|digits| digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit)));
+                octal.then_some(2)
             }
+            _ => None,
         };
-    }
-    let data = text.strip_prefix(',').ok_or(DataUrlError("the comma before the data is missing"))?;
-    Ok((false, data))
-}
-
-fn skip_quoted(text: &str) -> Result<&str, DataUrlError> {
-    let mut escaped = false;
-    for (at, c) in text.char_indices() {
-        match c {
-            _ if !c.is_ascii() || c == '\n' => {
-                return Err(DataUrlError("a quoted value holds a character that it may not"));
-            }
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Ok(&text[at + 1..]),
-            _ => {}
+        let Some(digits) = digits else { return false };
+        let (code, after) = match after.as_str().split_at_checked(digits) {
+            Some(split) => split,
+            None => return false,
+        };
+        let is_hex = code.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let is_character = digits < 4 || u32::from_str_radix(code, 16).is_ok_and(|code| char::from_u32(code).is_some());
+        if !is_hex || !is_character {
+            return false;
         }
+        rest = after;
     }
-    Err(DataUrlError("a quoted value has no end"))
+    true
 }
 
-fn unescape(text: &str) -> Result<Vec<u8>, DataUrlError> {
-    let bytes = text.as_bytes();
-    let complete = |at: usize| bytes.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit));
-    if !(0..bytes.len()).all(|at| bytes[at] != b'%' || complete(at)) {
-        return Err(DataUrlError("a percent sign is not followed by two hexadecimal digits"));
+fn plain_data(data: &str) -> Result<Vec<u8>, String> {
+    let allowed = |byte: &u8| byte.is_ascii_graphic() && !b"<>#\"{}|\\^[]`".contains(byte);
+    if let Some(at) = data.bytes().position(|byte| !allowed(&byte)) {
+        return Err(format!("the data URL has a character at {at} of its data that must be escaped"));
     }
-    Ok(percent_encoding::percent_decode(bytes).collect())
+    if !is_escaped(data) {
+        return Err("the data URL has a percent sign that escapes nothing".to_owned());
+    }
+    Ok(percent_decode_str(data).collect())
 }
 
-/// Whether a character may stand in a token of RFC 2045.
-fn is_token(c: char) -> bool {
-    c.is_ascii_graphic() && !"()<>@,;:\\\"/[]?=".contains(c)
-}
-
-/// Whether a byte may stand in a URL by itself; the percent sign included.
-fn is_url_byte(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !b"<>#\"{}|\\^[]`".contains(&byte)
+/// Whether each percent sign is followed by two hexadecimal digits.
+fn is_escaped(text: &str) -> bool {
+    text.split('%')
+        .skip(1)
+        .all(|after| after.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)))
 }
 
 #[cfg(test)]
@@ -193,5 +239,59 @@ mod tests {
             Ok(())
         })
         .budget_ms(200);
+    }
+
+    #[test]
+    fn what_a_validator_takes_is_decoded() {
+        let cases = [
+            ("data:,", true),
+            ("data:,a%20b", true),
+            ("data:;base64,", true),
+            ("data:;base64,YQ==", true),
+            ("data:;base64,YR==", true),
+            ("data:text/plain,a", true),
+            ("data:text/plain;charset=utf-8,a", true),
+            ("data:text/plain;charset=utf-8;base64,YQ==", true),
+            ("data:x-a/b,c", true),
+            ("data:text/,a", true),
+            ("data:texts/x,a", true),
+            ("data:;a=\"b;c,\",d", true),
+            ("data:;a=\"\",d", true),
+            ("data:;a=\"\\\"\\u0041\\101\",d", true),
+            ("data:;a=%41,d", true),
+            ("data:;base64=x,a", true),
+            ("DATA:,a", false),
+            ("data:", false),
+            ("data:a", false),
+            ("data:a/b,c", false),
+            ("data:text,a", false),
+            ("data:;,a", false),
+            ("data:;a,b", false),
+            ("data:;a=,b", false),
+            ("data:;=a,b", false),
+            ("data:;base64,YQ", false),
+            ("data:;base64,Y", false),
+            ("data:;base64,Y Q=", false),
+            ("data:;base64,YQ==YQ==", false),
+            ("data:;base64;a=b,YQ==", false),
+            ("data:;BASE64,YQ==", false),
+            ("data:,a b", false),
+            ("data:,a#b", false),
+            ("data:,%zz", false),
+            ("data:,%4", false),
+            ("data:,\u{e4}", false),
+            ("data:;a=\"b,d", false),
+            ("data:;a=\"\\q\",d", false),
+            ("data:;a=\"\\'\",d", false),
+            ("data:;a=\"\\ud800\",d", false),
+            ("data:;a=\"\\777\",d", false),
+            ("data:;a=%4,d", false),
+            ("data:;a=\"b\"c,d", false),
+            ("data:text/pl\u{e4}in,a", false),
+        ];
+        for (url, expected) in cases {
+            let outcome = decode(url);
+            assert_eq!(outcome.is_ok(), expected, "{url}: {outcome:?}");
+        }
     }
 }

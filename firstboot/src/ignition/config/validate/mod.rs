@@ -3,7 +3,6 @@
 //! Each rule is one of the specification's, or of the reference's validator where the specification is silent. What
 //! only a machine can tell (whether a device exists, whether a user can be made) is left to the stages.
 
-mod data_url;
 mod devices;
 mod path;
 mod storage;

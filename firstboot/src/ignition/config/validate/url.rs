@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use percent_encoding::percent_decode_str;
 
-use super::data_url;
+use crate::ignition::fetch::data;
 
 /// The parts of a URL that the rules look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub(super) fn validate(text: &str, minor: u8) -> Result<(), String> {
         "gs" if minor >= 2 => Ok(()),
         "s3" => object_version(&url),
         "arn" if minor >= 4 => amazon_resource(&url).and_then(|()| object_version(&url)),
-        "data" => data_url::validate(text),
+        "data" => data::decode(text).map(drop).map_err(|error| error.to_string()),
         "" => Err("source has no URL scheme".to_owned()),
         scheme => Err(format!("source's URL scheme {scheme} is not supported by this version")),
     }

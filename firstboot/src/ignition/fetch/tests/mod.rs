@@ -255,7 +255,7 @@ fn what_is_not_supported_says_so() {
         ("ftp://h/x", "the source scheme ftp is not supported"),
         ("file:///etc/passwd", "the source scheme file is not supported"),
         ("/etc/passwd", "reading the URL"),
-        ("data:;base64,secret!", "fetching a data URL: data URL: "),
+        ("data:;base64,secret!", "fetching a data URL: the data URL's data is not base64"),
     ] {
         let error = fetch(&Ignition::default(), &resource(source)).expect_err(source);
         assert!(error.contains(expected) && !error.contains("secret"), "{source}: {error}");
