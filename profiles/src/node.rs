@@ -15,7 +15,9 @@
 //! An entry of `dataDisks` may have `"filesystem": "ext4"` (else it is XFS), and `"wipe": true` where it names one very
 //! disk by its whole serial number or WWN. That consent is good for one time; `"wipeConsent": 2` gives it once more.
 //!
-//! Left out: mesh, cluster and registration, whose fields come with their steps.
+//! Mesh, cluster, registration and firewall are in [`join`].
+
+pub mod join;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,6 +26,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use self::join::{Cluster, Firewall, Mesh, RawCluster, RawFirewall, RawMesh, RawRegistration, Registration};
 use crate::Role;
 use crate::problem::{Findings, Problems};
 use crate::selector::{Count, RawSelector, Selector};
@@ -52,6 +55,21 @@ pub struct Node {
     /// Time synchronisation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+    /// The mesh to join.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mesh: Option<Mesh>,
+    /// The cluster to be part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
+    /// Where an edge node registers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registration: Option<Registration>,
+    /// What is let in from outside the mesh; the role's default where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewall: Option<Firewall>,
+    /// Digest of the profile that this was rendered from: 64 hex digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
 }
 
 /// Disks that are to carry data.
@@ -171,6 +189,11 @@ struct RawNode {
     #[serde(default)]
     data_disks: Vec<RawDataDisks>,
     time: Option<RawTime>,
+    mesh: Option<RawMesh>,
+    cluster: Option<RawCluster>,
+    registration: Option<RawRegistration>,
+    firewall: Option<RawFirewall>,
+    profile: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -218,7 +241,30 @@ impl TryFrom<RawNode> for Node {
         }
         let data_disks = data_disks(raw.data_disks, &mut findings);
         let time = raw.time.map(|time| time.validate(&mut findings));
-        let node = name.map(|name| Self { version: VERSION, name, role: raw.role, data_disks, time });
+        let mesh = raw.mesh.map(|mesh| mesh.validate(&mut findings));
+        let cluster = raw.cluster.and_then(|cluster| cluster.validate(raw.role, &mut findings));
+        let registration = raw.registration.and_then(|it| it.validate(raw.role, &mut findings));
+        let firewall = raw.firewall.map(|firewall| firewall.validate(&mut findings));
+        if (cluster.is_some() || registration.is_some()) && mesh.is_none() {
+            findings.add("mesh", "a node of a cluster, or one that registers, is reached over the mesh");
+        }
+        if let Some(digest) = &raw.profile
+            && !(digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+        {
+            findings.add("profile", "not a SHA-256 digest of 64 hex digits");
+        }
+        let node = name.map(|name| Self {
+            version: VERSION,
+            name,
+            role: raw.role,
+            data_disks,
+            time,
+            mesh,
+            cluster,
+            registration,
+            firewall,
+            profile: raw.profile,
+        });
         findings.settle(node)
     }
 }
@@ -356,8 +402,8 @@ pub(crate) mod tests {
             ("cut", "{\"version\":1,\n\"name\":\"a", "EOF while parsing a string at line 2 column 9"),
             (
                 "unknown",
-                "{\"version\":1,\n \"mesh\":{}}",
-                "unknown field `mesh`, expected one of `version`, `name`, `role`, `dataDisks`, `time` at line 2 column 7",
+                "{\"version\":1,\n \"maesh\":{}}",
+                "unknown field `maesh`, expected one of `version`, `name`, `role`, `dataDisks`, `time`, ",
             ),
             (
                 "unknown in an entry",
