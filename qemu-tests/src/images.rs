@@ -89,7 +89,8 @@ pub fn built(role: Role, platform: Platform) -> Result<Image> {
     Ok(image)
 }
 
-/// The `nodezero` command: the one that `NODEZERO` names, else the workspace's, built with optimisation.
+/// The `nodezero` command: the one that `NODEZERO` names, else the workspace's. It is the one that its own tests have
+/// compiled: what takes time in it is optimised in the dev profile too, so that a release build is not worth its minutes.
 pub fn nodezero() -> Result<&'static Path> {
     static COMMAND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let found = COMMAND.get_or_init(|| match env::var_os("NODEZERO") {
@@ -103,9 +104,9 @@ fn compile() -> Result<PathBuf> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let target = scenario::target()?;
     let mut command = Command::new(cargo);
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--release", "--package", "nodezero"]);
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--package", "nodezero"]);
     tools::run(command.arg("--target-dir").arg(&target))?;
-    let path = target.join("release/nodezero");
+    let path = target.join("debug/nodezero");
     ensure!(path.exists(), "cargo built no {}", path.display());
     Ok(path)
 }
