@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use super::advertised::Listener;
 use super::config::NetworkConfig;
 use super::dhcp::{self, Lease, Pauses};
 use super::netlink::{Link, LinkAddress, Netlink, RouteOrigin};
@@ -81,7 +82,7 @@ impl fmt::Display for LinkUp {
 pub(crate) struct Up {
     /// The links that reach a network. Empty where the words switch it off.
     pub(crate) links: Vec<LinkUp>,
-    /// DNS servers: those that are given, then those from DHCP.
+    /// DNS servers: those that are given, then those from DHCP, then those that routers advertise.
     pub(crate) dns: Vec<IpAddr>,
     /// Of links that were to reach a network and do not: what was tried.
     pub(crate) problems: Vec<String>,
@@ -150,6 +151,8 @@ pub(super) fn bring_up_with(
     }
     let mut netlink = Netlink::open()?;
     let mut plan = wait_for_links(config, deadline, settings, &mut netlink)?;
+    let advertised = plan.reach.iter().any(|reach| reach.auto6);
+    let listener = advertised.then(Listener::open).transpose()?;
     let failed = perform_all(&plan, &mut netlink, log)?;
     plan.reach.retain(|reach| !failed.contains_key(&reach.link));
     let (links, leased, problems) = reach_all(&plan, deadline, settings, log);
@@ -157,13 +160,33 @@ pub(super) fn bring_up_with(
     anyhow::ensure!(!links.is_empty() || problems.is_empty(), "no link reaches a network\n{}", problems.join("\n"));
     let mut dns = config.nameservers.clone();
     if config.peer_dns {
-        leased.into_iter().for_each(|server| {
+        let advertised = listener.map(|listener| advertised_servers(listener, &plan, &links, &mut netlink));
+        leased.into_iter().chain(advertised.transpose()?.unwrap_or_default()).for_each(|server| {
             if !dns.contains(&server) {
                 dns.push(server)
             }
         });
     }
+    if dns.is_empty() && !links.is_empty() {
+        log("no DNS server is known: nameserver= names one");
+    }
     Ok(Up { links, dns, problems, pins: plan.pins })
+}
+
+/// The DNS servers that were advertised on the links that wait for advertisements.
+fn advertised_servers(
+    mut listener: Listener,
+    plan: &Plan,
+    links: &[LinkUp],
+    netlink: &mut Netlink,
+) -> anyhow::Result<Vec<IpAddr>> {
+    let mut servers = Vec::new();
+    for reach in plan.reach.iter().filter(|reach| reach.auto6) {
+        if links.iter().any(|link| link.interface == reach.link) {
+            servers.extend(listener.servers(netlink.link(&reach.link)?.index));
+        }
+    }
+    Ok(servers)
 }
 
 /// Plans as soon as all links are there that are named, or any where none is.

@@ -9,9 +9,10 @@
 //! plan, the plan to requests to the kernel; and the same [`NetworkConfig`] to unit files of systemd-networkd, which
 //! goes on with what it finds.
 //!
-//! Left out: DHCPv6 and IPv4 link-local addresses (an error says so), teams, iSCSI's boot firmware table, DNS servers
-//! from router advertisements, wireless links, and asking whether a given IPv4 address is in use.
+//! Left out: DHCPv6 and IPv4 link-local addresses (an error says so), teams, iSCSI's boot firmware table, wireless links,
+//! and asking whether a given IPv4 address is in use.
 
+mod advertised;
 mod apply;
 mod bond;
 mod config;

@@ -176,6 +176,9 @@ fn network_lines(config: &NetworkConfig, name: Option<&InterfaceName>, interface
     let mut lines = vec![format!("DHCP={}", dhcp_value(interface))];
     if interface.link6() || name.is_some_and(|name| config.is_member(name)) {
         lines.push("IPv6AcceptRA=no".to_owned());
+    } else if !interface.is_addressed() {
+        // What only carries others has no address of its own, and networkd is not to wait for a router on it.
+        lines.extend(["LinkLocalAddressing=no".to_owned(), "IPv6AcceptRA=no".to_owned()]);
     } else if interface.auto6() || interface.methods.contains(&Method::Any) {
         // Else it would end when the cluster lets the machine forward packets.
         lines.push("IPv6AcceptRA=yes".to_owned());

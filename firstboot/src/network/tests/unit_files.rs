@@ -81,8 +81,8 @@ fn units_say_what_the_words_say() {
                 "== 70-nodezero-bond0.5.netdev\n[NetDev]\nName=bond0.5\nKind=vlan\n[VLAN]\nId=5\n\
                  == 70-nodezero-bond0.5.network\n[Match]\nName=bond0.5\n[Network]\nDHCP=no\nIPv6AcceptRA=yes\n{QUIET}\
                  == 70-nodezero-bond0.netdev\n[NetDev]\nName=bond0\nKind=bond\nMTUBytes=9000\n[Bond]\nMode=active-backup\n\
-                 MIIMonitorSec=100ms\n== 70-nodezero-bond0.network\n[Match]\nName=bond0\n[Network]\nDHCP=no\n{QUIET}\
-                 VLAN=bond0.5\n== 70-nodezero-lan0.link\n[Match]\nPermanentMACAddress=52:54:00:00:00:01\nKind=!*\n[Link]\n\
+                 MIIMonitorSec=100ms\n== 70-nodezero-bond0.network\n[Match]\nName=bond0\n[Network]\nDHCP=no\n\
+                 LinkLocalAddressing=no\nIPv6AcceptRA=no\n{QUIET}VLAN=bond0.5\n== 70-nodezero-lan0.link\n[Match]\nPermanentMACAddress=52:54:00:00:00:01\nKind=!*\n[Link]\n\
                  Name=lan0\n== 70-nodezero-lan0.network\n[Match]\nPermanentMACAddress=52:54:00:00:00:01\nKind=!*\n\
                  [Network]\nDHCP=no\nIPv6AcceptRA=no\n{QUIET}Bond=bond0\nPrimarySlave=yes\n{OTHERS}"
             ),
