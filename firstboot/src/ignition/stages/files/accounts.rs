@@ -9,7 +9,7 @@
 use anyhow::{Context, bail, ensure};
 use rustix::fs::{FlockOperation, fcntl_lock};
 
-use super::tree::{Attributes, Owner, Tree};
+use super::tree::{Attributes, Owner, Tree, is_directory};
 use crate::ignition::config::types::{NodeGroup, NodeUser};
 
 /// How large an account file may be, in bytes.
@@ -49,6 +49,18 @@ pub(super) fn user(tree: &Tree, name: &str) -> anyhow::Result<Option<User>> {
 /// When `/etc/group` cannot be read.
 pub(super) fn group(tree: &Tree, name: &str) -> anyhow::Result<Option<u32>> {
     Ok(tree.read("/etc/group", LIMIT)?.and_then(|text| parse_group(&text, name)))
+}
+
+/// The number of the user whom an existing home belongs to, when it can only be the user of that home who is not listed
+/// any more: a configuration that is applied anew finds `/etc` as the image has it, and homes as they were left. `None`
+/// where there is no such home, where it is root's, or where the number is another user's by now.
+///
+/// # Errors
+/// When `/etc/passwd` or the home cannot be read.
+pub(super) fn former_owner(tree: &Tree, home: &str) -> anyhow::Result<Option<u32>> {
+    let Some(node) = tree.stat(&tree.follow(home)?)?.filter(is_directory) else { return Ok(None) };
+    let text = tree.read("/etc/passwd", LIMIT)?.unwrap_or_default();
+    Ok(Some(node.st_uid).filter(|&uid| uid != 0 && !has_uid(&text, uid)))
 }
 
 /// The numbers of a node's owner. A number stands before a name; nothing said is nobody.
@@ -177,6 +189,12 @@ fn parse_user(text: &[u8], name: &str) -> Option<User> {
     })
 }
 
+/// Whether a line is that of a user with this number.
+fn has_uid(text: &[u8], uid: u32) -> bool {
+    let third = |line| fields(line).nth(2).and_then(|field| std::str::from_utf8(field).ok());
+    lines(text).any(|line| third(line).and_then(|field| field.parse().ok()) == Some(uid))
+}
+
 fn parse_group(text: &[u8], name: &str) -> Option<u32> {
     let mut found = lines(text).filter(|line| is_of(line, name));
     found.find_map(|line| std::str::from_utf8(fields(line).nth(2)?).ok()?.parse().ok())
@@ -213,6 +231,14 @@ mod tests {
         for (name, expected) in [("sudo", Some(27)), ("broken", None), ("last", Some(9)), ("su", None), ("core", None)]
         {
             assert_eq!(parse_group(text, name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_found_whoever_has_them() {
+        let text = b"root:x:0:0:root:/root:/bin/bash\nbad\ncore:x:500:501:a b:/home/core:";
+        for (uid, expected) in [(0, true), (500, true), (501, false), (50, false)] {
+            assert_eq!(has_uid(text, uid), expected, "{uid}");
         }
     }
 

@@ -104,7 +104,10 @@ fn remove(site: &Site<'_>, program: &str, name: &str) -> anyhow::Result<()> {
 }
 
 /// The home that a new user will have.
-fn home(site: &Site<'_>, user: &User) -> anyhow::Result<String> {
+///
+/// # Errors
+/// When the shadow suite's defaults cannot be read.
+pub(super) fn home(site: &Site<'_>, user: &User) -> anyhow::Result<String> {
     if let Some(home) = user.home_dir.as_ref().filter(|home| !home.is_empty()) {
         return Ok(home.clone());
     }

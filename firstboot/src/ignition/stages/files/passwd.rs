@@ -9,7 +9,7 @@
 use anyhow::{Context, ensure};
 
 use super::accounts::{self, GROUP_HASHES, USER_HASHES};
-use super::additions::Additions;
+use super::additions::{self, Additions};
 use super::tree::Owner;
 use super::{Site, keys};
 use crate::ignition::config::types::{Group, Passwd, User};
@@ -163,6 +163,13 @@ fn add_user(site: &Site<'_>, user: &User) -> anyhow::Result<()> {
     arguments.text("--password", Some(NO_PASSWORD));
     let groups = user.groups.iter().flatten().map(String::as_str).collect::<Vec<_>>().join(",");
     describe(&mut arguments, user, &groups);
+    if user.uid.is_none()
+        && let Some(uid) = accounts::former_owner(&site.tree, &additions::home(site, user)?)?
+    {
+        // Else what is in the home would be nobody's, or another new user's.
+        site.log.info(format_args!("the home of user {:?} is there, and belongs to {uid}", user.name));
+        arguments.number("--uid", Some(uid.into()));
+    }
     site.log.info(format_args!("adding user {:?}", user.name));
     arguments.run(site, "useradd", &user.name)
 }

@@ -148,6 +148,33 @@ fn every_field_of_a_user_is_an_argument() {
 }
 
 #[test]
+fn a_user_who_had_a_home_gets_its_number_again() {
+    if !is_root("a_user_who_had_a_home_gets_its_number_again") {
+        return;
+    }
+    let cases = [
+        ("a home of before", 1500, "/home/a", r#""name":"a""#, Some(1500)),
+        ("another home", 1500, "/srv/a", r#""name":"a","homeDir":"/srv/a""#, Some(1500)),
+        ("a number is given", 1500, "/home/a", r#""name":"a","uid":1234"#, Some(1234)),
+        ("it is root's", 0, "/home/a", r#""name":"a""#, None),
+        ("it is another's", 500, "/home/a", r#""name":"a""#, None),
+        ("it is another home", 1500, "/home/b", r#""name":"a""#, None),
+    ];
+    for (name, owner, home, user, expected) in cases {
+        let world = world();
+        fs::create_dir_all(world.path(home)).expect("home");
+        std::os::unix::fs::chown(world.path(home), Some(owner), Some(owner)).expect("chown");
+        let suite = Suite::new(&world);
+        let config = format!(r#""passwd":{{"users":[{{{user}}}]}}"#);
+        world.apply(&config, &|program, arguments| suite.run(program, arguments)).expect(name);
+        let ran = suite.take();
+        let [line] = &ran[..] else { panic!("{name}: {ran:?}") };
+        let uid = line.split_once("--uid ").map(|(_, rest)| rest.split(' ').next().unwrap_or_default().to_owned());
+        assert_eq!(uid, expected.map(|uid| uid.to_string()), "{name}: {line}");
+    }
+}
+
+#[test]
 fn every_field_of_a_group_is_an_argument() {
     let cases = [
         ("new", r#""name":"a""#, vec!["groupadd a"]),
