@@ -10,6 +10,7 @@
 mod configuration;
 mod device_mapper;
 mod factory;
+mod listed;
 mod modalias;
 pub(crate) mod modules;
 mod mounts;
@@ -26,8 +27,7 @@ use std::collections::VecDeque;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
-use std::thread::ScopedJoinHandle;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -35,6 +35,7 @@ use disk::layout::StateStep;
 use verity::RootHash;
 
 use self::configuration::Finder;
+use self::listed::{List, Listed};
 use self::modules::{Loader, ModuleIndex};
 use self::own_disk::{OwnDisk, Wanted};
 use self::partitions::Partitions;
@@ -152,29 +153,27 @@ fn start(cmdline: &Cmdline) -> Result<std::convert::Infallible, Failure> {
     let root_hash = required_root_hash(cmdline)?;
     let deadline = Instant::now() + cmdline.timeout;
 
-    let index = ModuleIndex::read(&modules_directory());
+    let index = Arc::new(ModuleIndex::read(&modules_directory()));
     let mut loader = Loader::new(&index, cmdline);
-    let list = Mutex::new(listed_modules());
-    std::thread::scope(|scope| {
-        // Loading a module is work for a processor, probing a device is waiting for it: the two go on at once. Each
-        // stage until the configuration asks for what it needs, which mostly is there by then.
-        let listed = [(); LISTED_AT_ONCE].map(|()| scope.spawn(|| load_listed(&list, Loader::new(&index, cmdline))));
-        let (own, partitions) = find_partitions(root_hash, &mut loader, deadline, &mut timeline)?;
+    let listed = {
+        let (index, cmdline) = (Arc::clone(&index), cmdline.clone());
+        Listed::begin(listed_modules(), LISTED_AT_ONCE, move |list| load_listed(list, Loader::new(&index, &cmdline)))
+    };
+    let (own, partitions) = find_partitions(root_hash, &mut loader, deadline, &mut timeline)?;
 
-        // dm-verity stays with the best implementation that is there when its device is made.
-        for module in [SHA256, "dm-mod", "dm-verity"] {
-            loader.load(module);
-        }
-        timeline.end("modules", "loaded");
-        let root = Root::open(root_hash, &partitions.root, &partitions.verity)?;
-        let failure = match enter(cmdline, &mut timeline, &own, &partitions, &root, &mut loader, listed) {
-            Ok(never) => match never {},
-            Err(failure) => failure,
-        };
-        Err(match root.corruption() {
-            Some(corruption) => failure.caused_by(corruption),
-            None => failure,
-        })
+    // dm-verity stays with the best implementation that is there when its device is made.
+    for module in [SHA256, "dm-mod", "dm-verity"] {
+        loader.load(module);
+    }
+    timeline.end("modules", "loaded");
+    let root = Root::open(root_hash, &partitions.root, &partitions.verity)?;
+    let failure = match enter(cmdline, &mut timeline, &own, &partitions, &root, &mut loader, &listed) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    };
+    Err(match root.corruption() {
+        Some(corruption) => failure.caused_by(corruption),
+        None => failure,
     })
 }
 
@@ -202,7 +201,7 @@ fn enter(
     partitions: &Partitions,
     root: &Root,
     loader: &mut Loader<'_>,
-    listed: [ScopedJoinHandle<'_, ()>; LISTED_AT_ONCE],
+    listed: &Listed,
 ) -> Result<std::convert::Infallible, Failure> {
     let sysroot = Path::new(SYSROOT);
     fs::create_dir_all(sysroot).or_fail("the initrd cannot be written to", "report this with the image's version")?;
@@ -214,7 +213,7 @@ fn enter(
     let origin = prepare_state(sysroot, own, partitions, loader)?;
     timeline.end("state", &origin.to_string());
 
-    listed.into_iter().for_each(|thread| thread.join().expect("a panic ends the program"));
+    listed.wait()?;
     let finder = Finder::new(cmdline, own, &partitions.esp);
     let record = provision::read_record()?;
     let configured = record.as_ref().is_some_and(|record| record.progress == Progress::Complete);
@@ -295,13 +294,12 @@ fn listed_modules() -> VecDeque<String> {
 }
 
 /// Loads one module of the list after the other, until it is empty.
-fn load_listed(list: &Mutex<VecDeque<String>>, mut loader: Loader<'_>) {
-    let next = || list.lock().expect("a panic ends the program").pop_front();
-    while let Some(name) = next() {
-        if !loader.load(&name) {
+fn load_listed(list: &List, mut loader: Loader<'_>) {
+    list.each(|name| {
+        if !loader.load(name) {
             console::to_kernel_log(&format!("nodezero: module {name} is neither in the initrd nor built in"));
         }
-    }
+    });
     console::to_kernel_log(&loader.take_log().join("\n"));
 }
 
