@@ -46,7 +46,7 @@ impl Cmdline {
     /// Parses the text of `/proc/cmdline`.
     ///
     /// # Errors
-    /// A known key whose value does not parse.
+    /// A known key whose value does not parse; `ignition.config.device=` where no other word names a configuration.
     pub(crate) fn parse(text: &str) -> Result<Self, CmdlineError> {
         let words: Vec<_> = split(text).iter().map(|word| key_value(word)).collect();
         let last = |key: &str| {
@@ -67,13 +67,19 @@ impl Cmdline {
                 Err(_) => return Err(wrong("nodezero.role", &word, "one of control, worker, edge")),
             },
         };
+        let config_url = last("nodezero.config").or_else(|| last("ignition.config.url")).filter(|url| !url.is_empty());
+        if let Some(device) = last("ignition.config.device").filter(|_| config_url.is_none()) {
+            // Passed over, it would leave a machine without the configuration that it was given.
+            let instead = "supported: say nodezero.config=LABEL=NAME:/PATH";
+            return Err(wrong("ignition.config.device", &device, instead));
+        }
         Ok(Self {
             root_hash: last("roothash"),
             role,
             version: last("nodezero.version"),
             timeout: seconds("nodezero.timeout")?.unwrap_or(DEFAULT_TIMEOUT),
             restart_after: seconds("nodezero.panic")?.filter(|after| !after.is_zero()),
-            config_url: last("nodezero.config").or_else(|| last("ignition.config.url")).filter(|url| !url.is_empty()),
+            config_url,
             standin: words.iter().any(|(key, _)| key == "nodezero.standin"),
             words,
         })
@@ -169,6 +175,8 @@ mod tests {
         assert_eq!(cmdline.restart_after, None);
         assert_eq!(cmdline.config_url.as_deref(), Some("http://h/c"));
         assert!(cmdline.standin);
+        let both = Cmdline::parse("ignition.config.device=x nodezero.config=data:,").expect("another word counts");
+        assert_eq!(both.config_url.as_deref(), Some("data:,"));
     }
 
     #[test]
@@ -184,6 +192,10 @@ mod tests {
         for (text, expected) in [
             ("nodezero.role=Worker", "kernel command line: nodezero.role=Worker is not one of control, worker, edge"),
             ("nodezero.timeout=soon", "kernel command line: nodezero.timeout=soon is not a number of seconds"),
+            (
+                "ignition.config.device=x ignition.config.path=/y",
+                "kernel command line: ignition.config.device=x is not supported: say nodezero.config=LABEL=NAME:/PATH",
+            ),
         ] {
             assert_eq!(Cmdline::parse(text).expect_err(text).to_string(), expected);
         }

@@ -103,14 +103,7 @@ pub(super) fn read_present(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 fn from_cmdline(access: &Access<'_>) -> anyhow::Result<Option<Vec<u8>>> {
     let path = &access.environment.cmdline;
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-    let Some(source) = Cmdline::parse(&text)?.config_url else {
-        let device = text.split_ascii_whitespace().find(|word| word.starts_with("ignition.config.device="));
-        anyhow::ensure!(
-            device.is_none(),
-            "ignition.config.device is not supported: say nodezero.config=LABEL=NAME:/PATH instead, with platform nodezero"
-        );
-        return Ok(None);
-    };
+    let Some(source) = Cmdline::parse(&text)?.config_url else { return Ok(None) };
     access.log.info(format!("the kernel command line names {}", fetch::shown(&source)));
     let resource = Resource { source: Some(source), ..Resource::default() };
     access.fetcher.fetch(&resource, CONFIG_LIMIT).map(Some)
