@@ -22,10 +22,13 @@
 //! - [`images`] runs the `nodezero` command; [`storage`] makes disks from images, and damages them on purpose.
 //! - [`tools`], [`firmware`] and [`accel`] find programs, OVMF and an accelerator that work on this machine.
 //!
+//! - [`server`] answers guests on the host's loopback; [`wire`] is a segment of its own, with VLANs and any addresses.
+//!
 //! What is left out: networks between machines other than through the host's loopback, and guests of other
 //! architectures than x86-64.
 
 pub mod accel;
+mod cards;
 pub mod console;
 pub mod firmware;
 pub mod foreign;
@@ -40,6 +43,7 @@ mod spawn;
 pub mod storage;
 pub mod tools;
 pub mod vm;
+pub mod wire;
 
 pub use guest::Report;
 pub use images::{Image, Platform, Role};

@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use crate::accel::Accel;
+pub use crate::cards::{Card, Network};
 use crate::firmware::Flash;
 
 /// Longest serial number of a virtio disk, in bytes (`VIRTIO_BLK_ID_BYTES`).
@@ -240,18 +241,6 @@ impl Disk {
     }
 }
 
-/// The machine's network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Network {
-    /// No card.
-    None,
-    /// A virtio card; the guest reaches the host's loopback at 10.0.2.2.
-    User {
-        /// TCP ports: the host's on loopback, and the guest's that it leads to.
-        forwards: Vec<(u16, u16)>,
-    },
-}
-
 /// The guest's clock at power-on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Clock {
@@ -425,11 +414,10 @@ impl Machine {
         }
         self.channels(host, &mut args);
         self.disk_args(&mut args);
-        if let Network::User { forwards } = &self.network {
-            let forwards: String =
-                forwards.iter().map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}")).collect();
-            args.option("-netdev", format!("user,id=net0{forwards}"));
-            args.option("-device", "virtio-net-pci,netdev=net0,mac=52:54:00:4e:5a:01,romfile=");
+        for (index, card) in self.network.cards().iter().enumerate() {
+            let [cable, card] = card.args(index);
+            args.option("-netdev", cable);
+            args.option("-device", card);
         }
         args.option("-object", "rng-random,id=rng0,filename=/dev/urandom");
         args.option("-device", "virtio-rng-pci,rng=rng0");
@@ -492,7 +480,7 @@ impl Args {
 }
 
 /// An option's value that ends in a path, in which QEMU wants commas doubled.
-fn join(option: &str, path: &Path) -> OsString {
+pub(crate) fn join(option: &str, path: &Path) -> OsString {
     let mut value = OsString::from(option);
     for (number, part) in split(path.as_os_str()).into_iter().enumerate() {
         if number > 0 {

@@ -93,6 +93,11 @@ impl Qmp {
         self.execute("device_del", json!({ "id": id })).map(drop)
     }
 
+    /// Pulls the cable of the card `id` out, or plugs it in.
+    pub fn plug(&mut self, id: &str, plugged: bool) -> Result<()> {
+        self.execute("set_link", json!({ "name": id, "up": plugged })).map(drop)
+    }
+
     /// The run state: `running`, `paused`, `shutdown`, and others.
     pub fn status(&mut self) -> Result<String> {
         let answer = self.execute("query-status", json!({}))?;

@@ -129,6 +129,13 @@ impl Scenario {
         Ok(Disk::new(path, Format::Qcow2))
     }
 
+    /// A config drive: a small FAT disk with a label, which FAT writes in capitals, and files by path.
+    pub fn config_drive(&self, label: &str, files: &[(&str, &[u8])]) -> Result<Disk> {
+        let path = self.dir.join(format!("drive-{label}.raw"));
+        storage::fat_drive(&path, label, files)?;
+        Ok(Disk::new(path, Format::Raw))
+    }
+
     /// Writes a file into the scenario's directory.
     pub fn file(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
         let path = self.dir.join(name);

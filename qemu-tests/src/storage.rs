@@ -100,6 +100,31 @@ pub fn write_to_esp(image: &Path, directory: &str, name: &str, content: &[u8]) -
     tools::run(copy.arg("-o").arg("-i").arg(&drive).arg(source).arg(format!("::{directory}/{name}"))).map(drop)
 }
 
+/// Makes a floppy-sized FAT file system at `drive`, with a label, and files by path: a config drive.
+pub fn fat_drive(drive: &Path, label: &str, files: &[(&str, &[u8])]) -> Result<()> {
+    // mformat makes a file, and does not overwrite one.
+    if drive.exists() {
+        fs::remove_file(drive).with_context(|| format!("removing {}", drive.display()))?;
+    }
+    let mut format = tools::command("mformat")?;
+    tools::run(format.args(["-C", "-f", "2880", "-v", label, "-i"]).arg(drive).arg("::"))?;
+    let scratch = tempfile::tempdir().context("making a scratch directory")?;
+    let source = scratch.path().join("file");
+    for (path, content) in files {
+        for (at, _) in path.match_indices('/') {
+            // Another file may have brought it already.
+            let there =
+                tools::run(tools::command("mdir")?.arg("-b").arg("-i").arg(drive).arg(format!("::{}", &path[..at])));
+            if there.is_err() {
+                tools::run(tools::command("mmd")?.arg("-i").arg(drive).arg(format!("::{}", &path[..at])))?;
+            }
+        }
+        fs::write(&source, content).with_context(|| format!("writing {}", source.display()))?;
+        tools::run(tools::command("mcopy")?.arg("-i").arg(drive).arg(&source).arg(format!("::{path}")))?;
+    }
+    Ok(())
+}
+
 /// Reads `buffer.len()` bytes of the raw `image` at `offset`.
 pub fn read_at(image: &Path, offset: u64, buffer: &mut [u8]) -> Result<()> {
     let mut file = File::open(image).with_context(|| format!("opening {}", image.display()))?;
