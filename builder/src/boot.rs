@@ -19,6 +19,9 @@ use crate::tools::Tools;
 /// How long a kernel may take under KVM until its first line. It needs well below a second where KVM works.
 const KVM_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What sizes are multiples of, in bytes.
+const SECTOR: u64 = 512;
+
 /// Arguments of `nodezero boot`.
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -27,7 +30,7 @@ pub struct Arguments {
     /// An Ignition config that the machine finds through QEMU's firmware configuration device
     #[arg(long, value_name = "FILE")]
     fw_cfg_ignition: Option<PathBuf>,
-    /// A data disk of this size, such as 20G or 18T, empty and sparse; may be repeated
+    /// A data disk of this size, empty and sparse: 20G and 18T are GiB and TiB, 18TB is as disks are sold; may be repeated
     #[arg(long = "disk", value_name = "SIZE", value_parser = parse_size)]
     disks: Vec<u64>,
     /// Size that the boot disk is grown to, so that there is room for the machine's state
@@ -50,20 +53,25 @@ pub struct Arguments {
     dry_run: bool,
 }
 
-/// Parses `20G`, `18T` and the like into bytes: binary units, as QEMU's.
+/// Parses a size into bytes: `20G` and `20GiB` are binary units, as QEMU's; `18TB` is decimal, as disks are sold.
 fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a size such as 512M, 20G or 18T");
+    let wrong = || format!("{text:?} is not a size such as 512M, 20G, 18T (18 TiB) or 18TB");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
+    let unit: u64 = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "K" | "KIB" => 1 << 10,
+        "M" | "MIB" => 1 << 20,
+        "G" | "GIB" => 1 << 30,
+        "T" | "TIB" => 1 << 40,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
         _ => return Err(wrong()),
     };
     let count: u64 = digits.parse().map_err(|_| wrong())?;
-    count.checked_mul(1 << shift).filter(|size| *size > 0).ok_or_else(wrong)
+    let size = count.checked_mul(unit).filter(|size| *size > 0).ok_or_else(wrong)?;
+    if size % SECTOR == 0 { Ok(size) } else { Err(format!("{text:?} is no whole number of sectors of {SECTOR} bytes")) }
 }
 
 /// Boots an image and waits for the machine to end.
@@ -219,11 +227,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_parsed_in_binary_units() {
+    fn sizes_are_parsed_in_binary_and_decimal_units() {
         for (text, expected) in [
             ("18T", Some(18 << 40)),
             ("512M", Some(512 << 20)),
-            ("7", Some(7)),
+            ("18TiB", Some(18 << 40)),
+            ("18TB", Some(18_000_000_000_000)),
+            ("500gb", Some(500_000_000_000)),
+            ("1024", Some(1024)),
+            ("7", None),
+            ("1KB", None),
             ("0G", None),
             ("G", None),
             ("4X", None),
