@@ -22,6 +22,7 @@ mod root;
 mod state;
 mod switch;
 mod uevents;
+mod undo;
 
 use std::collections::VecDeque;
 use std::fs;

@@ -8,20 +8,17 @@
 //! systemd applies presets only where there is no machine-id, which the first stage has made; so units that the
 //! configuration enables or disables are so by `systemctl` in the new root, whatever the image's presets say.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::record::{Decision, Progress, Record, decide};
-use super::state;
+use super::{state, undo};
 use crate::boot::{CONFIG_FILE, ConfigOrigin, RUN_DIRECTORY};
 use crate::command::{CommandError, run_in_root};
 use crate::console;
@@ -41,25 +38,9 @@ const FETCH_TIMEOUT: &str = "10m";
 const SHOWN: usize = 12;
 /// The log's name, beside the record.
 const LOG: &str = "ignition.log";
-/// Directories of the new root, but for `/etc`, that a configuration may write to: they all lie in `/var`.
-const WRITABLE: [&str; 8] = ["var", "home", "root", "opt", "srv", "mnt", "media", "usr/local"];
-
 const REFUSED: &str = "the configuration is refused";
 const CORRECT: &str = "correct the configuration and restart; nothing was changed";
 const AGAIN: &str = "correct the configuration and restart: it is then applied from the start";
-
-/// What stays in `/etc` when a configuration takes another's place: keys and names by which others know this machine,
-/// and accounts that are half made, which the next attempt takes back.
-const KEPT: [&str; 8] = [
-    "ssh/ssh_host_ed25519_key",
-    "ssh/ssh_host_ed25519_key.pub",
-    "luks",
-    "iscsi/initiatorname.iscsi",
-    "rancher/node",
-    "machine-id",
-    ".ignition-accounts",
-    ".pwd.lock",
-];
 
 /// A configuration that was found, and is to be applied.
 #[derive(Debug)]
@@ -136,8 +117,12 @@ pub(crate) fn prepare(
     run_stage(sysroot, "kargs").or_fail(REFUSED, correct)?;
     let config = read_cache(sysroot).or_fail("the configuration cannot be read back", "report this")?;
     refuse_what_is_done_once(&config, first)?;
-    let begun =
-        begin(&config, record, Record { progress: Progress::Begun, sha256, origin, first, made: BTreeMap::new() });
+    let begun = undo::begin(
+        &state::mount_point(),
+        &config,
+        record,
+        Record { progress: Progress::Begun, sha256, origin, first, made: BTreeMap::new() },
+    );
     let record = begun.or_fail("applying the configuration cannot be begun", state::REPAIR)?;
     Ok(Provision::Apply(Box::new(Application { sysroot: sysroot.to_owned(), config, record })))
 }
@@ -161,6 +146,8 @@ impl Application {
         let enabled = enable_units(&self.sysroot, &self.config);
         enabled.or_fail("the configuration's units cannot be enabled", remedy)?;
         run_stage(&self.sysroot, "umount").or_fail("the configuration's file systems cannot be unmounted", remedy)?;
+        let closed = close_volumes(&self.sysroot, &self.config);
+        closed.or_fail("the configuration's encrypted volumes cannot be closed", remedy)?;
         let complete = self.complete();
         complete.or_fail("the record of the applied configuration cannot be written", state::REPAIR)?;
         let forgotten = forget(&self.sysroot);
@@ -171,7 +158,7 @@ impl Application {
     /// Says in the record that all is done, and what was made.
     fn complete(&mut self) -> anyhow::Result<()> {
         for (path, made) in &mut self.record.made {
-            *made = digest(path)?;
+            *made = undo::digest(&state::mount_point(), path)?;
         }
         self.record.made.retain(|_, made| made.is_some());
         // What was made is on the disk before the record says so.
@@ -320,161 +307,15 @@ fn read_cache(sysroot: &Path) -> anyhow::Result<types::Config> {
     serde_json::from_slice(&json).with_context(|| format!("parsing {}", path.display()))
 }
 
-/// Writes the new record, and takes back what an earlier application made: all of `/etc` but [`KEPT`], and of `/var`
-/// either everything, when the system has never run, or what is still as it was made.
-fn begin(config: &types::Config, earlier: Option<Record>, mut record: Record) -> anyhow::Result<Record> {
-    let earlier = earlier.map(|record| record.made).unwrap_or_default();
-    for (path, made) in earlier {
-        // What something else has changed since is data, and no longer ours to take back.
-        let found = digest(&path)?;
-        if made.is_none() || found.is_none() || found == made {
-            record.made.insert(path, None);
-        }
-    }
-    for path in paths(config).into_iter().filter(|path| !path.starts_with("/etc")) {
-        if digest(&path)?.is_none() {
-            record.made.insert(path, None);
-        }
-    }
-    record.write(&identity())?;
-    let state = state::mount_point();
-    reset_etc(&state.join("etc"))?;
-    if record.first {
-        empty(&state.join("var"))?;
-    } else {
-        record.made.keys().try_for_each(|path| remove(path))?;
-    }
-    // The image's own part of /var is laid in again.
-    let marker = identity().join("factory-var");
-    if marker.exists() {
-        fs::remove_file(&marker).with_context(|| format!("removing {}", marker.display()))?;
-    }
-    rustix::fs::sync();
-    Ok(record)
-}
-
-/// Empties the upper layer of `/etc` but for [`KEPT`], which wait aside meanwhile: whatever is found there was put there
-/// by an attempt that was cut short.
-fn reset_etc(etc: &Path) -> anyhow::Result<()> {
-    let (upper, aside) = (etc.join("upper"), etc.join("kept"));
-    fs::create_dir_all(&aside).with_context(|| format!("making {}", aside.display()))?;
-    let carry = |from: &Path, to: &Path| -> anyhow::Result<()> {
-        for name in KEPT {
-            let (source, target) = (from.join(name), to.join(name));
-            if fs::symlink_metadata(&source).is_err() || fs::symlink_metadata(&target).is_ok() {
-                continue;
-            }
-            if let Some(parent) = target.parent() {
-                fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
-            }
-            fs::rename(&source, &target).with_context(|| format!("keeping {}", source.display()))?;
-        }
-        rustix::fs::sync();
-        Ok(())
-    };
-    carry(&upper, &aside)?;
-    empty(&upper)?;
-    empty(&etc.join("work"))?;
-    carry(&aside, &upper)?;
-    fs::remove_dir_all(&aside).with_context(|| format!("removing {}", aside.display()))
-}
-
-/// Files and links of a configuration, and its users' keys.
-fn paths(config: &types::Config) -> BTreeSet<PathBuf> {
-    let storage = config.storage.iter();
-    let files =
-        storage.clone().flat_map(|storage| storage.files.iter().flatten()).map(|file| PathBuf::from(&file.path));
-    let links = storage.flat_map(|storage| storage.links.iter().flatten()).map(|link| PathBuf::from(&link.path));
-    // A key that a later configuration takes away must not stay.
-    let users = config.passwd.iter().flat_map(|passwd| passwd.users.iter().flatten());
-    let keys =
-        users.filter(|user| user.ssh_authorized_keys.as_ref().is_some_and(|keys| !keys.is_empty())).map(|user| {
-            let home = match (&user.home_dir, user.name.as_str()) {
-                (Some(home), _) if !home.is_empty() => PathBuf::from(home),
-                (_, "root") => PathBuf::from("/root"),
-                (_, name) => Path::new("/home").join(name),
-            };
-            home.join(".ssh/authorized_keys.d/ignition")
-        });
-    files.chain(links).chain(keys).collect()
-}
-
-/// Removes everything below a directory, which stays.
-fn empty(directory: &Path) -> anyhow::Result<()> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("listing {}", directory.display())),
-    };
-    for entry in entries {
-        let path = entry.with_context(|| format!("listing {}", directory.display()))?.path();
-        let directory = fs::symlink_metadata(&path)?.is_dir();
-        let removed = if directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        removed.with_context(|| format!("removing {}", path.display()))?;
+/// Closes the LUKS volumes that the stage `disks` has opened, which systemd opens again by `/etc/crypttab`. There is no
+/// udev here, and a volume that was opened without it is none that systemd would ever take for ready.
+fn close_volumes(sysroot: &Path, config: &types::Config) -> anyhow::Result<()> {
+    let volumes = config.storage.iter().flat_map(|storage| storage.luks.iter().flatten());
+    for volume in volumes {
+        run_in_root(sysroot, "/usr/sbin/cryptsetup", &["close", &volume.name], |code| code == 0)
+            .with_context(|| format!("LUKS volume {:?}", volume.name))?;
     }
     Ok(())
-}
-
-/// The part of the new root that a path lies in, seen from `state`, on which neither `/etc` nor `/var` is mounted yet:
-/// the top-level links of the image lead into `/var`.
-fn on_state(path: &Path) -> Option<PathBuf> {
-    let path = path.strip_prefix("/").ok()?;
-    let top = WRITABLE.iter().find(|top| path.starts_with(top))?;
-    let rest = path.strip_prefix(top).ok()?;
-    let place = match *top {
-        "var" => PathBuf::from("var"),
-        "root" => PathBuf::from("var/roothome"),
-        "usr/local" => PathBuf::from("var/usrlocal"),
-        top => Path::new("var").join(top),
-    };
-    Some(place.join(rest))
-}
-
-/// The directory that a path lies in, and its name there. Links never lead out of `state`.
-fn parent(path: &Path) -> Option<(OwnedFd, PathBuf)> {
-    let place = on_state(path)?;
-    let (directory, name) = (place.parent()?, place.file_name()?);
-    let state = File::open(state::mount_point()).ok()?;
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::openat2(&state, directory, flags, Mode::empty(), ResolveFlags::BENEATH).ok()?;
-    Some((opened, name.into()))
-}
-
-/// A digest of a file's content or a link's target; `None` where there is neither.
-///
-/// # Errors
-/// When it is there and cannot be read.
-fn digest(path: &Path) -> anyhow::Result<Option<String>> {
-    let Some((directory, name)) = parent(path) else { return Ok(None) };
-    let reading = || format!("reading {}", path.display());
-    match rustix::fs::readlinkat(&directory, &name, Vec::new()) {
-        Ok(target) => return Ok(Some(format!("link {}", hex(&Sha256::digest(target.as_bytes()))))),
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-        // No link.
-        Err(Errno::INVAL) => {}
-        Err(error) => return Err(error).with_context(reading),
-    }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let mut file = File::from(rustix::fs::openat(&directory, &name, flags, Mode::empty()).with_context(reading)?);
-    if file.metadata().with_context(reading)?.is_dir() {
-        return Ok(Some("directory".to_owned()));
-    }
-    let (mut hash, mut buffer) = (Sha256::new(), vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut buffer).with_context(reading)? {
-            0 => return Ok(Some(format!("file {}", hex(&hash.finalize())))),
-            read => hash.update(&buffer[..read]),
-        }
-    }
-}
-
-/// Removes a file or link, if it is there.
-fn remove(path: &Path) -> anyhow::Result<()> {
-    let Some((directory, name)) = parent(path) else { return Ok(()) };
-    match rustix::fs::unlinkat(&directory, &name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("removing {}", path.display())),
-    }
 }
 
 /// Enables and disables units as the configuration says.
@@ -488,29 +329,13 @@ fn enable_units(sysroot: &Path, config: &types::Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paths_are_found_on_state_whatever_link_leads_there() {
-        for (path, expected) in [
-            ("/var/lib/x", Some("var/lib/x")),
-            ("/root/.profile", Some("var/roothome/.profile")),
-            ("/home/core/.ssh/authorized_keys", Some("var/home/core/.ssh/authorized_keys")),
-            ("/usr/local/bin/tool", Some("var/usrlocal/bin/tool")),
-            ("/mnt/a", Some("var/mnt/a")),
-            ("/etc/hostname", None),
-            ("/usr/lib/x", None),
-            ("/various", None),
-        ] {
-            assert_eq!(on_state(Path::new(path)), expected.map(PathBuf::from), "{path}");
-        }
-    }
 
     #[test]
     fn a_failure_shows_what_matters_of_the_log() {
@@ -520,19 +345,5 @@ mod tests {
         assert_eq!(last_words("INFO     : one"), "INFO     : one", "rather this than nothing");
         let long: String = (0..100).map(|number| format!("ERR {number}\n")).collect();
         assert!(last_words(&long).starts_with("ERR 88"), "the end counts");
-    }
-
-    #[test]
-    fn emptying_keeps_the_directory_and_follows_no_link() {
-        let root = tempfile::tempdir().expect("tempdir");
-        let (upper, other) = (root.path().join("upper"), root.path().join("other"));
-        fs::create_dir_all(upper.join("a/b")).expect("directory");
-        fs::create_dir(&other).expect("directory");
-        fs::write(other.join("file"), "").expect("file");
-        std::os::unix::fs::symlink(&other, upper.join("link")).expect("link");
-        empty(&upper).expect("emptied");
-        assert_eq!(fs::read_dir(&upper).expect("listed").count(), 0);
-        assert!(other.join("file").exists());
-        empty(&root.path().join("none")).expect("what is not there is empty");
     }
 }

@@ -37,12 +37,14 @@ pub(crate) struct Service {
     notifier: Arc<Notifier>,
     pulse: Arc<Pulse>,
     warnings: BTreeMap<&'static str, Vec<String>>,
+    /// The machine as it was last observed. A change since then ends a wait, also one that came while a step was tried.
+    seen: Seen,
 }
 
 impl Service {
     /// Of a boot.
     pub(crate) fn new(boot: Boot, notifier: Arc<Notifier>, pulse: Arc<Pulse>) -> Self {
-        Self { status: Status::new(boot), notifier, pulse, warnings: BTreeMap::new() }
+        Self { status: Status::new(boot), notifier, pulse, warnings: BTreeMap::new(), seen: look() }
     }
 
     /// Writes the status for programs.
@@ -71,6 +73,7 @@ impl Service {
 
     /// Reads the machine's disks and addresses anew into the status. Gives the addresses.
     pub(crate) fn observe(&mut self) -> Vec<InterfaceAddress> {
+        self.seen = look();
         // udev knows serial numbers and contents that the kernel does not tell. Without it, the rest is still told.
         let settled = run_in_root(Path::new("/"), "udevadm", &["settle", "--timeout=10"], |code| code == 0);
         if let Err(error) = settled {
@@ -120,7 +123,6 @@ impl World for Service {
     }
 
     fn pause(&mut self, duration: Duration) -> Pause {
-        let seen = look();
         let until = Instant::now() + duration;
         let mut next_look = Instant::now() + LOOK_AT_MACHINE;
         loop {
@@ -134,7 +136,7 @@ impl World for Service {
             }
             if now >= next_look {
                 next_look = now + LOOK_AT_MACHINE;
-                if look() != seen {
+                if look() != self.seen {
                     say("nodezero: disks or addresses have changed");
                     self.observe();
                     self.publish();
