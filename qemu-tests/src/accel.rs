@@ -34,7 +34,8 @@ impl Accel {
     pub fn args(self) -> [(&'static str, &'static str); 2] {
         match self {
             Accel::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            Accel::Tcg => [("-accel", "tcg,thread=multi,tb-size=1024"), ("-cpu", "max")],
+            // Guests of guests are of no use here, and their module takes long to load.
+            Accel::Tcg => [("-accel", "tcg,thread=multi,tb-size=1024"), ("-cpu", "max,-svm")],
         }
     }
 

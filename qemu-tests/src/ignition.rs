@@ -47,7 +47,17 @@ impl Config {
     /// Adds a unit that runs, once the first-boot service is done or cannot go on, a shell's commands, whose output
     /// appears on the serial console: each line after [`PROBE`], the last one being `done`.
     pub fn probe(self, commands: &str) -> Config {
-        let settled = r#"until grep -qE '"phase": "(waiting|failed|maintenance|ready)"' /run/nodezero/status.json; do sleep 0.5; done"#;
+        self.probe_in("waiting|failed|maintenance|ready", commands)
+    }
+
+    /// Like [`Config::probe`], once the service is done, however often it could not go on before.
+    pub fn probe_ready(self, commands: &str) -> Config {
+        self.probe_in("ready", commands)
+    }
+
+    fn probe_in(self, phases: &str, commands: &str) -> Config {
+        let settled =
+            format!("until grep -qE '\"phase\": \"({phases})\"' /run/nodezero/status.json; do sleep 0.5; done");
         let script = format!(
             "{settled}\n({commands}) 2>&1 | sed 's/^/{PROBE}/' > /dev/ttyS0; echo '{PROBE}done' > /dev/ttyS0\n"
         );

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use qemu_tests::ignition::Config;
-use qemu_tests::{Machine, Role, images, scenario};
+use qemu_tests::{Machine, Role, images, scenario, storage};
 
 /// A case: its name, the config, and what the summary must say.
 struct Bad {
@@ -19,15 +19,18 @@ fn bad(name: &'static str, config: impl Into<Vec<u8>>, why: &'static str) -> Bad
     Bad { name, config: config.into(), why }
 }
 
-/// Runs one case after the other on machines of their own.
+/// Runs one case after the other on machines of their own, which differ in a file of one image's ESP.
 fn are_refused(name: &str, cases: Vec<Bad>) {
     scenario(name, |s| {
         let image = images::built(Role::Edge, Role::Edge.usual_platform())?.path;
+        let copy = s.dir().join("image.raw");
+        storage::copy_sparse(&image, &copy)?;
         let content = b"somebody's data".repeat(1000);
         for case in cases {
             let data = s.file("data.raw", &content)?;
             fs::OpenOptions::new().write(true).open(&data)?.set_len(1 << 30)?;
-            let disk = s.boot_disk_with_esp_file(&image, "/nodezero", "config.ign", &case.config)?;
+            storage::write_to_esp(&copy, "/nodezero", "config.ign", &case.config)?;
+            let disk = s.boot_disk(&copy)?;
             let data_disk = qemu_tests::Disk::new(&data, qemu_tests::machine::Format::Raw).serial("DATA");
             let vm = s.start(&Machine::new("edge").disk(disk).disk(data_disk))?;
             let summary = vm.expect_refusal(case.why).with_context(|| case.name.to_owned())?;
@@ -68,7 +71,7 @@ fn that_refer_to_what_cannot_be_had() -> Result<()> {
         format!(r#"{{"ignition":{{"version":"3.4.0","config":{{"merge":[{{"source":"{source}"{rest}}}]}}}}}}"#)
     };
     // Nobody listens on port 1; the guest's network answers that at once.
-    let timeouts = r#","timeouts":{"httpTotal":20}"#;
+    let timeouts = r#","timeouts":{"httpTotal":3}"#;
     let unreachable = merge("http://10.0.2.2:1/config.ign", "").replacen("}}}", &format!("}}{timeouts}}}}}"), 1);
     let hash = format!(r#","verification":{{"hash":"sha256-{}"}}"#, "0".repeat(64));
     let bomb = gzip_of_zeros(1 << 30)?;
@@ -83,6 +86,12 @@ fn that_refer_to_what_cannot_be_had() -> Result<()> {
                 "kernel arguments",
                 r#"{"ignition":{"version":"3.4.0"},"kernelArguments":{"shouldExist":["debug"]}}"#,
                 "kernelArguments",
+            ),
+            bad(
+                "a program that images have not",
+                r#"{"ignition":{"version":"3.4.0"},"storage":{"raid":[
+                    {"name":"data","level":"linear","devices":["/dev/vdb"]}]}}"#,
+                "the program mdadm is not found, storage.raid needs it",
             ),
         ],
     );

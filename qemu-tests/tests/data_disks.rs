@@ -1,11 +1,12 @@
 //! Data disks: prepared once, kept for ever, and never taken from anybody.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use qemu_tests::foreign::{self, Foreign};
-use qemu_tests::guest::READY;
+use qemu_tests::foreign;
+use qemu_tests::guest::{READY, STOPPED};
 use qemu_tests::ignition::Config;
 use qemu_tests::machine::Format;
 use qemu_tests::storage::{DISK_18T, digest, ends};
@@ -54,42 +55,109 @@ fn expect_refused(vm: &Vm, reasons: &[&str]) -> Result<String> {
     Ok(summary)
 }
 
+/// What a disk of ours has for good, among what a probe said.
+fn lasting(said: &[String]) -> Vec<&String> {
+    let marks = ["UUID=", "LABEL=", "start="];
+    said.iter().filter(|line| marks.iter().any(|mark| line.starts_with(mark))).collect()
+}
+
+/// The names that disks with these serial numbers have in this boot, which a probe has shown.
+fn names<'a>(said: &'a [String], serials: &[&str]) -> Result<Vec<&'a str>> {
+    let name = |serial: &str| {
+        let line = said.iter().find_map(|line| line.strip_prefix("named ")?.strip_suffix(serial));
+        line.map(str::trim).with_context(|| format!("no disk {serial} in {said:#?}"))
+    };
+    serials.iter().map(|serial| name(serial)).collect()
+}
+
+fn expect_mounted(said: &[String], name: &str, size: &str) -> Result<()> {
+    let mount = format!("/var/mnt/longhorn/{name} xfs {size}");
+    ensure!(said.iter().any(|line| line.starts_with(&mount)), "no {mount:?} in {said:#?}");
+    let directory = format!("/var/mnt/longhorn/{name} directory 7");
+    ensure!(said.iter().any(|line| line.starts_with(&directory)), "no {directory:?} in {said:#?}");
+    Ok(())
+}
+
+/// Pulls one of two disks while the other one is prepared, and plugs it in again when the node has said so.
+fn pull_and_plug(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
+    vm.console().expect(STOPPED);
+    let begun = vm.wait_for("serial ONE): blank; becomes xfs")?;
+    let (serial, index) = if begun.text.contains("serial ONE") { disks[1] } else { disks[0] };
+    let (id, node) = (format!("disk{index}"), format!("node{index}"));
+    vm.qmp().unplug(&id)?;
+    vm.wait_for(STOPPED)?;
+    // Not the plan, which was sound, but what came of it.
+    vm.wait_for("a data disk could not be prepared")?;
+    vm.wait_for("what to do: check the disk and its cable")?;
+    ensure!(vm.console().find(READY).is_none(), "the machine got ready without {serial}");
+    // Before the wait for a change begins, or after: the node notices both.
+    let disk = json!({"driver": "scsi-hd", "id": id, "bus": "scsi.0", "drive": node, "serial": serial,
+        "rotation_rate": 7200});
+    vm.qmp().execute("device_add", disk).map(drop)
+}
+
+/// A consent to wipe is for one disk and one time. A disk that goes away in the middle is waited for. Names of disks
+/// mean nothing: at the second boot each has another one.
 #[test]
-fn two_large_disks_are_prepared_and_kept() {
+fn disks_are_prepared_once_and_kept_whatever_their_names() {
     scenario("data-disks", |s| {
-        let bulk = json!([{"name": "bulk", "select": {"size": "18TB", "rotational": true}, "count": 2}]);
-        let probe = format!("{PROBE}; for disk in /var/mnt/longhorn/*; do echo kept > $disk/kept; done; sync");
-        let disks = [
-            s.empty_disk("one", DISK_18T)?.bus(Bus::Ahci).serial("ONE").rotational(),
-            s.empty_disk("two", DISK_18T)?.bus(Bus::Ahci).serial("TWO").rotational(),
+        let entries = json!([
+            {"name": "bulk", "select": {"size": "18TB", "rotational": true}, "count": 2},
+            {"name": "old", "select": {"serial": "MINE"}, "count": 1, "wipe": true},
+        ]);
+        let probe = format!(
+            "{PROBE}; lsblk -dno NAME,SERIAL | sed 's/^/named /'; grep VmHWM /proc/$(systemctl show -p MainPID --value \
+             nodezero-firstboot)/status; for disk in /var/mnt/longhorn/*; do echo kept > $disk/kept; done; sync"
+        );
+        let (mine, other) = (s.dir().join("mine.img"), s.dir().join("other.img"));
+        let ext4 = foreign::ALL.iter().find(|kind| kind.name == "ext4").context("ext4 is one of them")?;
+        ext4.make(&mine)?;
+        ext4.make(&other)?;
+        let before = digest(&other)?;
+        let disk = |path: &Path, serial: &str| Disk::new(path, Format::Raw).bus(Bus::VirtioScsi).serial(serial);
+        let mut disks = vec![
+            s.empty_disk("one", DISK_18T)?.bus(Bus::VirtioScsi).serial("ONE").rotational(),
+            s.empty_disk("two", DISK_18T)?.bus(Bus::VirtioScsi).serial("TWO").rotational(),
+            disk(&mine, "MINE"),
+            disk(&other, "OTHER"),
         ];
-        let machine =
-            disks.iter().cloned().fold(worker(s, &Config::new().node(&node(bulk)).probe(&probe))?, Machine::disk);
+        let large = [disks[0].file().to_owned(), disks[1].file().to_owned()];
+        let tables = || large.iter().map(|disk| ends(disk, DISK_18T, 1 << 20)).collect::<Result<Vec<_>>>();
+        let base = worker(s, &Config::new().node(&node(entries)).probe_ready(&probe))?;
         let mut told = Vec::new();
-        let mut tables = Vec::new();
+        let mut written = Vec::new();
         for boot in ["first", "second"] {
-            let vm = s.start(&machine)?;
+            let mut vm = s.start(&disks.iter().cloned().fold(base.clone(), Machine::disk))?;
+            if boot == "first" {
+                pull_and_plug(&mut vm, [("ONE", 1), ("TWO", 2)])?;
+            }
             vm.wait_ready().with_context(|| format!("{boot} boot"))?;
             let said = vm.probe()?;
-            for name in ["one", "two"] {
-                let mount = format!("/var/mnt/longhorn/{name} xfs 16.4T ");
-                ensure!(said.iter().any(|line| line.starts_with(&mount)), "no {mount:?} in {said:#?}");
-                ensure!(
-                    said.iter().any(|line| line.starts_with(&format!("/var/mnt/longhorn/{name} directory 7"))),
-                    "{said:#?}"
-                );
-            }
+            expect_mounted(&said, "one", "16.4T ")?;
+            expect_mounted(&said, "two", "16.4T ")?;
+            expect_mounted(&said, "mine", "")?;
             vm.power_off()?;
-            tables.push(disks.iter().map(|disk| ends(disk.file(), DISK_18T, 1 << 20)).collect::<Result<Vec<_>>>()?);
+            ensure!(digest(&other)? == before, "the other disk was changed");
+            written.push(tables()?);
             told.push(said);
+            disks.reverse();
         }
-        ensure!(tables[0] == tables[1], "the second boot changed a partition table");
-        ensure!(told[1].iter().filter(|line| *line == "kept").count() == 2, "data is lost: {:#?}", told[1]);
-        let lasting = |said: &[String]| -> Vec<String> {
-            let marks = ["UUID=", "LABEL=", "start="];
-            said.iter().filter(|line| marks.iter().any(|mark| line.starts_with(mark))).cloned().collect()
-        };
+        ensure!(written[0] == written[1], "the second boot changed a partition table");
+        ensure!(told[1].iter().filter(|line| *line == "kept").count() == 3, "data is lost: {:#?}", told[1]);
         ensure!(lasting(&told[0]) == lasting(&told[1]), "{:#?}\nthen\n{:#?}", told[0], told[1]);
+        let serials = ["ONE", "TWO", "MINE", "OTHER"];
+        ensure!(names(&told[0], &serials)? != names(&told[1], &serials)?, "no disk has another name: {:#?}", told[1]);
+
+        // Somebody puts new content there: the consent is used up.
+        ext4.make(&mine)?;
+        let new = digest(&mine)?;
+        let vm = s.start(&disks.into_iter().fold(base, Machine::disk))?;
+        expect_refused(&vm, &["MINE", "ext4", "consent", "was used"])?;
+        vm.cut_power()?;
+        ensure!(digest(&mine)? == new && digest(&other)? == before, "a disk was changed");
+        for path in [mine, other] {
+            std::fs::remove_file(path)?;
+        }
         Ok(())
     });
 }
@@ -99,62 +167,17 @@ fn two_large_disks_are_prepared_and_kept() {
 fn foreign_content_is_refused_and_stays() {
     scenario("data-disks-foreign", |s| {
         let all = json!([{"name": "all", "select": {"size": "2GiB"}, "count": foreign::ALL.len()}]);
-        let mut machine = worker(s, &Config::new().node(&node(all)))?;
-        let mut before = Vec::new();
+        let mut disks = Vec::new();
         for kind in foreign::ALL {
             let path = s.dir().join(format!("{}.img", kind.name));
             kind.make(&path)?;
-            before.push(digest(&path)?);
-            let serial = kind.name.to_uppercase();
-            machine = machine.disk(Disk::new(&path, Format::Raw).bus(Bus::VirtioScsi).serial(serial));
+            disks.push(Disk::new(&path, Format::Raw).bus(Bus::VirtioScsi).serial(kind.name.to_uppercase()));
         }
-        let vm = s.start(&machine)?;
-        let summary = expect_refused(&vm, &[])?;
-        let refused = |kind: &Foreign| {
-            let serial = format!("serial {}", kind.name.to_uppercase());
-            summary.lines().any(|line| line.contains(&serial) && line.contains(kind.found))
-        };
-        let missing: Vec<&str> = foreign::ALL.iter().filter(|kind| !refused(kind)).map(|kind| kind.name).collect();
-        ensure!(missing.is_empty(), "not refused, or without saying what was found: {missing:?}\n{summary}");
-        vm.power_off()?;
-        for (kind, before) in foreign::ALL.iter().zip(before) {
-            let path = s.dir().join(format!("{}.img", kind.name));
-            ensure!(digest(&path)? == before, "the disk with {} was changed", kind.name);
-            std::fs::remove_file(path)?;
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn wiping_is_for_one_disk_and_one_time() {
-    scenario("data-disks-wipe", |s| {
-        let entries = json!([{"name": "old", "select": {"serial": "MINE"}, "count": 1, "wipe": true}]);
-        let machine = worker(s, &Config::new().node(&node(entries)).probe(PROBE))?;
-        let (mine, other) = (s.dir().join("mine.img"), s.dir().join("other.img"));
-        let ext4 = foreign::ALL.iter().find(|kind| kind.name == "ext4").context("ext4 is one of them")?;
-        ext4.make(&mine)?;
-        ext4.make(&other)?;
-        let before = digest(&other)?;
-        let disk =
-            |path: &std::path::Path, serial: &str| Disk::new(path, Format::Raw).bus(Bus::VirtioScsi).serial(serial);
-        let machine = machine.disk(disk(&mine, "MINE")).disk(disk(&other, "OTHER"));
-        let vm = s.start(&machine)?;
-        let said = vm.probe()?;
-        ensure!(said.iter().any(|line| line.starts_with("/var/mnt/longhorn/mine xfs")), "{said:#?}");
-        vm.power_off()?;
-        ensure!(digest(&other)? == before, "the other disk was changed");
-        // Somebody puts new content there: the consent is used up.
-        ext4.make(&mine)?;
-        let new = digest(&mine)?;
-        let vm = s.start(&machine)?;
-        expect_refused(&vm, &["MINE", "ext4", "consent", "was used"])?;
-        vm.cut_power()?;
-        ensure!(digest(&mine)? == new && digest(&other)? == before, "a disk was changed");
-        for path in [mine, other] {
-            std::fs::remove_file(path)?;
-        }
-        Ok(())
+        let base = worker(s, &Config::new().node(&node(all)))?;
+        let foreign = foreign::ALL.iter().map(|kind| (format!("serial {})", kind.name.to_uppercase()), kind.found));
+        let foreign: Vec<(String, &str)> = foreign.collect();
+        expect_untouched(s, base, &disks, &foreign, |_, _, _| Ok(()))?;
+        disks.iter().try_for_each(|disk| Ok(std::fs::remove_file(disk.file())?))
     });
 }
 
@@ -167,6 +190,7 @@ fn what_does_not_fit_is_refused() {
             entry("one", json!({"serial": "TWO-FOR-ONE-*"}), 1),
             entry("two", json!({"size": "18TB"}), 2),
             entry("stick", json!({"serial": "STICK"}), 1),
+            entry("protected", json!({"serial": "PROTECTED"}), 1),
             entry("locked", json!({"serial": "LOCKED"}), 1),
             entry("failing", json!({"serial": "FAILING"}), 1),
             entry("large", json!({"size": ">= 10GiB"}), 1),
@@ -175,6 +199,7 @@ fn what_does_not_fit_is_refused() {
             scsi(s, "two-for-one-a", SMALL)?,
             scsi(s, "two-for-one-b", SMALL)?,
             s.empty_disk("stick", SMALL)?.bus(Bus::Usb).serial("STICK"),
+            s.empty_disk("protected", SMALL)?.bus(Bus::Usb).serial("PROTECTED").read_only(),
             scsi(s, "locked", SMALL)?.read_only(),
             scsi(s, "failing", SMALL)?.unreadable_at(SMALL - 4096),
         ];
@@ -182,38 +207,61 @@ fn what_does_not_fit_is_refused() {
         let config = Config::new().node(&profile).probe("nodezero-firstboot inventory --json");
         // The kernel of the other platform knows no USB disks.
         let base = worker_for(Platform::Metal, s, &config)?;
-        let machine = disks.iter().cloned().fold(base, Machine::disk);
-        let before: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
-        let vm = s.start(&machine)?;
-        let summary = expect_refused(&vm, &["TWO-FOR-ONE-A", "TWO-FOR-ONE-B", "nothing is done to any disk"])?;
-        // Each of these pairs stands in one line.
-        for (disk, reason) in [
+        let expected = [
             ("\"one\" asks for", "found 2"),
             ("\"two\" asks for", "found 0"),
             ("\"large\" asks for", "found 0"),
-            ("serial STICK", "removable"),
-            ("serial LOCKED", "read-only"),
-            ("serial FAILING", "cannot be read"),
+            ("serial STICK)", "removable"),
+            ("serial PROTECTED)", "removable"),
+            ("serial LOCKED)", "read-only"),
+            ("serial FAILING)", "cannot be read"),
             ("/dev/vda", "the machine started from it"),
-        ] {
-            let said = summary.lines().any(|line| line.contains(disk) && line.contains(reason));
-            ensure!(said, "no line with {disk:?} and {reason:?} in\n{summary}");
-        }
-        // The operator gets the same verdicts and reasons from the machine's inventory.
-        let inventory = s.file("inventory.json", vm.probe()?.join("\n").as_bytes())?;
-        let profile = s.file("node.json", profile.to_string().as_bytes())?;
-        let mut plan = Command::new(images::nodezero()?);
-        let output = plan.args(["profile", "plan", "--inventory"]).arg(inventory).arg(profile).output()?;
-        let planned = String::from_utf8(output.stdout)?;
-        ensure!(output.status.code() == Some(1), "the plan is not refused:\n{planned}");
-        let verdicts = planned.lines().filter(|line| line.starts_with("/dev/"));
-        let missing: Vec<&str> = verdicts.clone().filter(|line| !summary.contains(line.trim_end())).collect();
-        ensure!(verdicts.count() == 6 && missing.is_empty(), "the node did not say {missing:#?}, but\n{summary}");
-        vm.cut_power()?;
-        let after: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
-        ensure!(before == after, "a disk was changed");
-        Ok(())
+            ("", "TWO-FOR-ONE-A"),
+            ("", "TWO-FOR-ONE-B"),
+        ];
+        let expected = expected.map(|(disk, why)| (disk.to_owned(), why));
+        expect_untouched(s, base, &disks, &expected, |s, vm, summary| {
+            expect_same_plan(s, vm, &profile, summary, disks.len() + 1)
+        })
     });
+}
+
+/// Starts a machine with these disks, which are refused with each of these pairs in a line of the summary that `then`
+/// gets, and are what they were when the power was cut.
+fn expect_untouched(
+    s: &mut Scenario,
+    base: Machine,
+    disks: &[Disk],
+    expected: &[(String, &str)],
+    then: impl FnOnce(&Scenario, &Vm, &str) -> Result<()>,
+) -> Result<()> {
+    let before: Vec<String> = disks.iter().map(|disk| digest(disk.file())).collect::<Result<_>>()?;
+    let vm = s.start(&disks.iter().cloned().fold(base, Machine::disk))?;
+    let summary = expect_refused(&vm, &["nothing is done to any disk"])?;
+    let said =
+        |(disk, reason): &&(String, &str)| summary.lines().any(|line| line.contains(&**disk) && line.contains(reason));
+    let missing: Vec<_> = expected.iter().filter(|pair| !said(pair)).collect();
+    ensure!(missing.is_empty(), "no line with each of {missing:?} in\n{summary}");
+    then(s, &vm, &summary)?;
+    vm.cut_power()?;
+    for (disk, before) in disks.iter().zip(before) {
+        ensure!(digest(disk.file())? == before, "{} was changed", disk.file().display());
+    }
+    Ok(())
+}
+
+/// The operator gets the same verdicts and reasons from the machine's inventory, which a probe prints, as from the node.
+fn expect_same_plan(s: &Scenario, vm: &Vm, profile: &Value, summary: &str, disks: usize) -> Result<()> {
+    let inventory = s.file("inventory.json", vm.probe()?.join("\n").as_bytes())?;
+    let profile = s.file("node.json", profile.to_string().as_bytes())?;
+    let mut plan = Command::new(images::nodezero()?);
+    let output = plan.args(["profile", "plan", "--inventory"]).arg(inventory).arg(profile).output()?;
+    let planned = String::from_utf8(output.stdout)?;
+    ensure!(output.status.code() == Some(1), "the plan is not refused:\n{planned}");
+    let verdicts = planned.lines().filter(|line| line.starts_with("/dev/"));
+    let missing: Vec<&str> = verdicts.clone().filter(|line| !summary.contains(line.trim_end())).collect();
+    ensure!(verdicts.count() == disks && missing.is_empty(), "the node did not say {missing:#?}, but\n{summary}");
+    Ok(())
 }
 
 /// 24 disks, one of them with sectors of 4096 bytes, and at the next boot in another order, behind a USB stick.

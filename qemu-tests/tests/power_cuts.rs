@@ -14,6 +14,9 @@ use serde_json::json;
 const DATA: u64 = 4 << 30;
 /// A first boot is over after this, counted from the first line of ours.
 const FIRST_BOOT: Duration = Duration::from_secs(60);
+/// The first stage, which writes most of what a cut could leave by halves, is over after this. Two of three cuts fall
+/// into it.
+const FIRST_STAGE: Duration = Duration::from_secs(12);
 /// How often the power is cut in all, where nothing is said.
 const CUTS: u64 = 6;
 /// How often the power of one machine is cut before it is let through.
@@ -87,11 +90,11 @@ fn at_random_moments() {
         while left > 0 {
             let mut moments = Vec::new();
             let cut = outcome(s, |s, machine| {
-                for _ in 0..left.min(CUTS_OF_A_MACHINE) {
+                for number in 0..left.min(CUTS_OF_A_MACHINE) {
+                    let span = if number % 3 == 2 { FIRST_BOOT } else { FIRST_STAGE };
                     // Knuth's generator; the upper bits are good enough for moments.
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                    let span = u64::try_from(FIRST_BOOT.as_millis())?;
-                    let moment = Duration::from_millis((state >> 33) % span);
+                    let moment = Duration::from_millis((state >> 33) % u64::try_from(span.as_millis())?);
                     moments.push(moment);
                     left -= 1;
                     let vm = s.start(machine)?;

@@ -1,6 +1,6 @@
 //! What may happen to a machine's own partitions ends in repair or in a summary, never in a loop.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use qemu_tests::guest::{READY, STOPPED, SUMMARY, key};
@@ -11,20 +11,20 @@ use qemu_tests::vm::BOOT;
 use qemu_tests::{Disk, Machine, Role, Scenario, images, scenario, tools};
 use serde_json::json;
 
-/// A machine that has booted once, as a raw disk.
-fn booted(s: &mut Scenario, config: &Config) -> Result<(PathBuf, Machine)> {
+/// A machine that has booted once and whose identity is the second value, its disk being `raw`.
+fn booted(s: &mut Scenario, config: &Config, raw: &Path) -> Result<(Machine, String)> {
     let image = images::built(Role::Edge, Role::Edge.usual_platform())?.path;
     let file = s.file("config.ign", &config.to_bytes())?;
     let disk = s.boot_disk(&image)?;
     let vm = s.start(&Machine::new("edge").disk(disk.clone()).fw_cfg("opt/com.coreos/config", &file))?;
     vm.wait_ready()?;
     vm.probe()?;
+    let identity = identity(&vm)?;
     vm.power_off()?;
-    let raw = s.dir().join("booted.raw");
     let mut convert = tools::command("qemu-img")?;
-    tools::run(convert.args(["convert", "-O", "raw"]).arg(disk.file()).arg(&raw))?;
-    let machine = Machine::new("edge").disk(Disk::new(&raw, Format::Raw).boot());
-    Ok((raw, machine.fw_cfg("opt/com.coreos/config", file)))
+    tools::run(convert.args(["convert", "-O", "raw"]).arg(disk.file()).arg(raw))?;
+    let machine = Machine::new("edge").disk(Disk::new(raw, Format::Raw).boot());
+    Ok((machine.fw_cfg("opt/com.coreos/config", file), identity))
 }
 
 fn overwrite(disk: &Path, offset: u64, length: usize) -> Result<()> {
@@ -37,58 +37,31 @@ fn identity(vm: &qemu_tests::Vm) -> Result<String> {
     Ok(vm.report()?.value(key::MACHINE_ID)?.to_owned())
 }
 
+/// One machine's `state` is first full, then damaged, then destroyed, then gone: the first two are survived or told, the
+/// third is told, and of the last a new one is made, with a new identity.
 #[test]
-fn a_full_state_is_survived() {
-    scenario("state-full", |s| {
+fn a_state_is_repaired_made_anew_or_told() {
+    scenario("state", |s| {
         let fill = "fallocate -l $(($(stat -f -c '%a * %S' /var) - 65536)) /var/fill; \
                     dd if=/dev/zero of=/var/rest bs=4096 2>/dev/null; sync; stat -f -c 'free %a' /var";
-        let (_, machine) = booted(s, &Config::new().probe(fill))?;
-        let vm = s.start(&machine)?;
-        vm.console().expect(STOPPED);
-        vm.console().expect(SUMMARY);
-        let line = vm.console().wait_for_any(&[STOPPED, SUMMARY, READY], BOOT)?;
-        if !line.text.contains(READY) {
-            let told = vm.console().wait_for("No space left", BOOT)?;
-            ensure!(!told.text.is_empty());
-        }
-        vm.cut_power()
-    });
-}
+        let raw = s.dir().join("booted.raw");
+        let (machine, before) = booted(s, &Config::new().probe(fill), &raw)?;
+        is_survived_or_told(s, &machine, Some("No space left")).context("a full state")?;
 
-#[test]
-fn a_damaged_state_is_repaired_or_told() {
-    scenario("state-damaged", |s| {
-        let (raw, machine) = booted(s, &Config::new().probe("true"))?;
         let state = partition(&raw, "state")?;
         // Inodes and bitmaps of the first group, behind superblock and descriptors.
         overwrite(&raw, state.offset + (2 << 20), 1 << 20)?;
         // And the mark that it was unmounted cleanly.
         overwrite(&raw, state.offset + 1024 + 0x3a, 2)?;
-        let vm = s.start(&machine)?;
-        vm.console().expect(SUMMARY);
-        vm.console().expect(STOPPED);
-        let line = vm.console().wait_for_any(&[SUMMARY, STOPPED, READY], BOOT)?;
-        if line.text.contains(SUMMARY) {
-            vm.console().wait_for("what to do:", BOOT)?;
-        }
-        vm.cut_power()?;
+        is_survived_or_told(s, &machine, None).context("a damaged state")?;
+
         // Nothing is left of it at all.
         overwrite(&raw, state.offset, 256 << 20)?;
         let vm = s.start(&machine)?;
         let summary = vm.expect_refusal("state")?;
         ensure!(summary.contains("e2fsck"), "{summary}");
-        vm.cut_power()
-    });
-}
+        vm.cut_power()?;
 
-#[test]
-fn a_missing_state_is_made_anew() {
-    scenario("state-missing", |s| {
-        let (raw, machine) = booted(s, &Config::new().probe("true"))?;
-        let vm = s.start(&machine)?;
-        vm.wait_ready()?;
-        let before = identity(&vm)?;
-        vm.power_off()?;
         let number = storage::partitions(&raw)?.iter().position(|partition| partition.label == "state");
         ensure!(number.is_some(), "there is a state");
         tools::run(tools::command("sgdisk")?.arg("--delete=7").arg(&raw))?;
@@ -97,8 +70,21 @@ fn a_missing_state_is_made_anew() {
         vm.wait_ready()?;
         vm.report()?.expect_value(key::STATE, "created")?;
         ensure!(identity(&vm)? != before, "a lost state is a lost identity");
-        vm.power_off()
+        vm.cut_power()
     });
+}
+
+/// Starts a machine, which gets ready or says in a whole summary what is wrong, with the word given where it comes later
+/// than in the first stage.
+fn is_survived_or_told(s: &mut Scenario, machine: &Machine, word: Option<&str>) -> Result<()> {
+    let vm = s.start(machine)?;
+    vm.console().expect(STOPPED);
+    vm.console().expect(SUMMARY);
+    let line = vm.console().wait_for_any(&[STOPPED, SUMMARY, READY], BOOT)?;
+    if !line.text.contains(READY) {
+        vm.console().wait_for(word.unwrap_or("what to do:"), BOOT)?;
+    }
+    vm.cut_power()
 }
 
 #[test]

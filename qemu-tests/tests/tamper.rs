@@ -13,8 +13,12 @@ use qemu_tests::{Machine, Role, images, scenario};
 /// What a message about damage contains, one of them.
 const DAMAGE: [&str; 3] = ["corrupt", "verification", "does not match"];
 
-/// Longer than the rest of a boot takes from where damage is found.
-const REST: Duration = Duration::from_secs(60);
+/// What the first stage says when it goes on, a few seconds after the place where damage is found. No machine gets
+/// ready without.
+const GOES_ON: &str = "nodezero: switch root:";
+
+/// Several times as long as it takes from where damage is found to [`GOES_ON`].
+const REST: Duration = Duration::from_secs(15);
 
 fn is_refused(name: &str, offset_of: impl FnOnce(&Path) -> Result<u64>) {
     scenario(name, |s| {
@@ -25,11 +29,13 @@ fn is_refused(name: &str, offset_of: impl FnOnce(&Path) -> Result<u64>) {
         console.expect(SUMMARY);
         console.wait_for_any(&[SUMMARY, READY], BOOT)?;
         // The machine may stay, for someone to read it, or switch itself off, but never go on.
-        match console.wait_for(READY, REST) {
+        match console.wait_for_any(&[READY, GOES_ON], REST) {
             Err(Error::Deadline { .. } | Error::Closed { .. }) => {}
             outcome => anyhow::bail!("after the summary: {outcome:?}"),
         }
-        ensure!(console.find(READY).is_none(), "the machine got ready with a damaged root");
+        for progress in [READY, GOES_ON] {
+            ensure!(console.find(progress).is_none(), "{progress:?} with a damaged root");
+        }
         ensure!(console.find(SUMMARY).is_some(), "no summary on the console");
         let named = DAMAGE.iter().find_map(|damage| console.find(damage));
         ensure!(named.is_some(), "nothing on the console names the damage");
