@@ -34,8 +34,7 @@ impl Accel {
     pub fn args(self) -> [(&'static str, &'static str); 2] {
         match self {
             Accel::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            // Guests of guests are of no use here, and their module takes long to load.
-            Accel::Tcg => [("-accel", "tcg,thread=multi,tb-size=1024"), ("-cpu", "max,-svm")],
+            Accel::Tcg => [("-accel", "tcg,thread=multi,tb-size=1024"), ("-cpu", "max")],
         }
     }
 

@@ -23,11 +23,6 @@ const VIRTIO_SERIAL: usize = 20;
 /// Drives that the chipset's own SATA controller takes.
 const SATA_PORTS: usize = 6;
 
-/// What the kernel is told under translation, where firmware can tell it. Emulated timers lag on a busy host, and the
-/// kernel takes that for broken hardware. There is no processor whose flaws would have to be worked around, and dozens
-/// of udev's workers at once take each other the time: the rest saves a fifth of the time of a boot.
-const TRANSLATED: &str = "no_timer_check mitigations=off udev.children_max=4";
-
 /// What firmware starts the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Boot {
@@ -430,7 +425,8 @@ impl Machine {
             args.option("-fw_cfg", join(&format!("name={name},file="), file));
         }
         if host.accel == Accel::Tcg {
-            args.option("-smbios", format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={TRANSLATED}"));
+            // Emulated timers lag on a busy host, and the kernel takes that for broken hardware.
+            args.option("-smbios", "type=11,value=io.systemd.stub.kernel-cmdline-extra=no_timer_check".to_owned());
         }
         for (kind, fields) in &self.smbios {
             args.option("-smbios", format!("type={kind},{fields}"));

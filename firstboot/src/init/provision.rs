@@ -262,7 +262,7 @@ fn run_stage(sysroot: &Path, stage: &str) -> anyhow::Result<()> {
     let output = run_in_root(sysroot, PROGRAM, &arguments, |_| true).map_err(|error| match error {
         CommandError::Start { source, .. } => anyhow::Error::from(source).context("starting Ignition's stages"),
         // Killed: by the kernel for want of memory, most likely.
-        CommandError::Status { status, .. } => anyhow::anyhow!("stage {stage} ended with {status}"),
+        CommandError::Status { status, output, .. } => anyhow::anyhow!("stage {stage} ended with {status}{output}"),
     })?;
     let log = [output.stdout, output.stderr].concat();
     let log = String::from_utf8_lossy(&log);
