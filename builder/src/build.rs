@@ -2,6 +2,7 @@
 //!
 //! Every output is written under a temporary name in the output directory and renamed at the end, the manifest last.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Seek as _, Write as _};
 use std::num::NonZeroUsize;
@@ -18,6 +19,7 @@ use uki::{Name, Section, SectionData};
 use verity::{Area, RootHash, Superblock};
 
 use crate::cache::{self, Cache};
+use crate::component::{self, Demand, Taken};
 use crate::compose::{self, Kernel};
 use crate::fetch;
 use crate::kernel::Package;
@@ -66,6 +68,10 @@ pub struct Options {
     pub locked: bool,
     /// A mirror that replaces the host's own.
     pub mirror: Option<String>,
+    /// What the user says of components, by name.
+    pub components: BTreeMap<String, component::Choice>,
+    /// Whether a stand-in is an error.
+    pub official_only: bool,
     /// Downloads and packs.
     pub cache: Cache,
 }
@@ -97,13 +103,13 @@ impl Built {
     }
 }
 
-/// Plans a build without the first-boot binary's digest, to be looked at.
+/// Plans a build without the first-boot binary and without components, to be looked at.
 ///
 /// # Errors
 /// When recipe and lock do not fit.
 pub fn plan_only(images: &Path, role: Role, platform: Option<Platform>) -> Result<BuildPlan> {
     let recipe = Recipe::load(images, role, platform)?;
-    BuildPlan::new(&recipe, &Lock::read(images)?, &digest_images(images, &recipe)?)
+    BuildPlan::new(&recipe, &Lock::read(images)?, &Taken::default(), &digest_images(images, &recipe)?)
 }
 
 /// Builds an image.
@@ -111,23 +117,40 @@ pub fn plan_only(images: &Path, role: Role, platform: Option<Platform>) -> Resul
 /// # Errors
 /// Whatever stops it; nothing is left under a final name then.
 pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
-    let recipe = Recipe::load(&options.images, options.role, options.platform)?;
+    let mut recipe = Recipe::load(&options.images, options.role, options.platform)?;
     let lock = Lock::read(&options.images)?;
     let users = Table::read(&options.images)?;
     let rules = read_rules(&options.images)?;
     output::prepare_out(&options.out)?;
     let firstboot = progress
         .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
+    let mut taken = progress.stage("components", || {
+        component::take(&Demand {
+            images: &options.images,
+            role: options.role,
+            lock: &lock,
+            choices: &options.components,
+            official_only: options.official_only,
+            offline: options.offline,
+            cache: &options.cache,
+            progress,
+        })
+    })?;
+    for set in &taken.sets {
+        recipe.add_standin(&options.images, set)?;
+    }
     let mut other = digest_images(&options.images, &recipe)?;
     other.push(("nodezero-firstboot".to_owned(), Sha256::of(&firstboot)));
-    let mut plan = BuildPlan::new(&recipe, &lock, &other)?;
+    let mut plan = BuildPlan::new(&recipe, &lock, &taken, &other)?;
     let fetched = progress.stage("fetch", || fetch_packages(options, &recipe, &lock, &plan.pins, progress))?;
     let notes = fetched.notes;
     if !notes.is_empty() {
-        plan = BuildPlan::with_pins(&recipe, &lock, fetched.pins, &other)?;
+        plan = BuildPlan::with_pins(&recipe, &lock, fetched.pins, &taken, &other)?;
     }
-    let source = progress.stage("unpack", || Source::open(&options.cache, &recipe, &plan.pins, progress))?;
+    let mut source = progress.stage("unpack", || Source::open(&options.cache, &recipe, &plan.pins, progress))?;
     check_scripts(&source.packages, &rules)?;
+    // Behind those of packages, so that theirs keep their numbers.
+    source.packs.append(&mut taken.packs);
     let package = Package::find(&source.packages, &source.packs)?;
     let kernel = progress.stage("kernel modules", || package.load(&options.cache, &recipe.dropped()))?;
     let record = ImageRecord::new(&plan, &notes);
@@ -137,6 +160,7 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
             recipe: &recipe,
             packages: &source.packages,
             packs: &source.packs,
+            components: &taken.laid,
             users: &users,
             firstboot: &firstboot,
             kernel: &kernel,
@@ -361,6 +385,11 @@ fn command_line(recipe: &Recipe, plan: &BuildPlan, root_hash: &RootHash) -> Stri
         format!("nodezero.role={}", plan.role),
         format!("nodezero.version={}", plan.version),
     ];
+    let standins = plan.standins();
+    if !standins.is_empty() {
+        // The first stage and the report say so on every console.
+        words.push(format!("nodezero.standin={}", standins.join(",")));
+    }
     words.extend(recipe.boot.cmdline.iter().cloned());
     words.join(" ")
 }
@@ -543,7 +572,7 @@ fn finish(
     layout: &Layout,
     firstboot: &[u8],
 ) -> Result<Built> {
-    let stem = format!("{}-{}", plan.name, plan.version);
+    let stem = plan.stem();
     let (raw_sha256, raw_size) = fetch::hash_file(raw.path())?;
     let pending = output::convert_all(&options.formats, raw, raw_sha256, &options.out, &stem)?;
     let manifest = Manifest {

@@ -39,7 +39,7 @@ impl Cache {
             .context("no cache directory: set NODEZERO_CACHE, XDG_CACHE_HOME or HOME")?;
         let root = std::path::absolute(&root).with_context(|| format!("finding {}", root.display()))?;
         let cache = Self { root };
-        for kind in ["debs", "indexes", "packs", "parts", "tools", "tmp"] {
+        for kind in ["debs", "files", "indexes", "made", "packs", "parts", "tools", "tmp"] {
             let dir = cache.root.join(kind);
             fs::create_dir_all(&dir).with_context(|| format!("making the cache directory {}", dir.display()))?;
         }

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::build;
 use crate::cache::Cache;
+use crate::component;
 use crate::fetch::Fetcher;
 use crate::lock::{self, Lock};
 use crate::mirror::Mirrors;
@@ -101,6 +102,12 @@ struct BuildArgs {
     /// Fail when a pinned package is gone from all sources, instead of taking its successor
     #[arg(long)]
     locked: bool,
+    /// Where a component comes from: release, go, standin, none, or a file or directory; may be repeated
+    #[arg(long = "component", value_name = "NAME=WHAT", value_parser = component::parse_choice)]
+    components: Vec<(String, component::Choice)>,
+    /// Fail rather than take a stand-in for a component that cannot be had
+    #[arg(long)]
+    official_only: bool,
     /// The nodezero-firstboot binary [default: built from the workspace]
     #[arg(long, value_name = "PATH")]
     firstboot: Option<PathBuf>,
@@ -179,6 +186,8 @@ fn run_build(common: &Common, args: BuildArgs, progress: &Progress) -> Result<()
             offline: args.offline,
             locked: args.locked,
             mirror: common.mirror.clone(),
+            components: args.components.into_iter().collect(),
+            official_only: args.official_only,
             cache: Cache::open(common.cache.as_deref())?,
         },
         progress,
@@ -201,6 +210,12 @@ fn run_build(common: &Common, args: BuildArgs, progress: &Progress) -> Result<()
         );
     }
     println!("{} {}", built.manifest.image.name, built.manifest.image.version);
+    for component in &built.manifest.image.components {
+        println!("component  {component}");
+    }
+    for name in &built.manifest.image.missing {
+        println!("component  {name}: none, as --component says");
+    }
     println!("root hash  {}", built.manifest.root_hash);
     let sizes = &built.manifest.sizes;
     println!("root       {}, initrd {}, UKI {}", Size(sizes.root), Size(sizes.initrd), Size(sizes.uki));
@@ -227,7 +242,9 @@ fn run_lock(common: &Common, dry_run: bool, progress: &Progress) -> Result<()> {
     });
     let indexes =
         progress.stage("indexes", || lock::fetch_indexes(&images, &fetcher, &mirrors, lock::unix_now()?, progress))?;
-    let new = progress.stage("resolve", || indexes.lock(&images))?;
+    let mut new = progress.stage("resolve", || indexes.lock(&images))?;
+    let pinned = old.as_ref().map(|lock| lock.components.as_slice()).unwrap_or_default();
+    new.components = progress.stage("components", || component::pin::pin_all(&images, pinned, &fetcher, progress))?;
     let changes = new.changes_since(old.as_ref());
     let is_new = old.as_ref() != Some(&new);
     if !dry_run && is_new {

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use rootfs::pack::Contents;
 use rootfs::{Content, Meta, Node, Pack, Tree};
 
+use crate::component::{Laid, Place};
 use crate::kmod::Modules;
 use crate::passwd::Table;
 use crate::plan::BuildPlan;
@@ -64,6 +65,8 @@ pub struct Inputs<'a> {
     pub packages: &'a [Unpacked],
     /// The contents of the packages.
     pub packs: &'a [Pack],
+    /// What components lay in; their packs stand behind those of packages.
+    pub components: &'a [Laid],
     /// Users and groups.
     pub users: &'a Table,
     /// The first-boot binary.
@@ -92,6 +95,7 @@ pub struct Kernel {
 pub fn compose(inputs: Inputs<'_>) -> Result<Tree> {
     let mut tree = Tree::new();
     lay_packages(&mut tree, &inputs)?;
+    lay_components(&mut tree, &inputs)?;
     for set in &inputs.recipe.sets {
         if let Some(dir) = &set.files {
             lay_files(&mut tree, dir, dir).with_context(|| format!("laying in {}", dir.display()))?;
@@ -152,6 +156,23 @@ fn lay_packages(tree: &mut Tree, inputs: &Inputs<'_>) -> Result<()> {
                 format!("laying in /{} of package {}{beside}", entry.path, package.pin.name)
             })?;
         }
+    }
+    Ok(())
+}
+
+fn lay_components(tree: &mut Tree, inputs: &Inputs<'_>) -> Result<()> {
+    for laid in inputs.components {
+        let node = match &laid.place {
+            Place::Link { target } => Node::symlink(target.as_str()),
+            Place::Packed { pack, mode } => {
+                let index = inputs.packages.len() + pack;
+                let id = rootfs::PackId::new(u32::try_from(index).context("more packages than an image can have")?);
+                let content = inputs.packs.get(index).and_then(|pack| pack.content(id, rootfs::FileId::new(0)));
+                Node::file(*mode, content.context("the pack does not hold it")?)
+            }
+        };
+        tree.insert_with_parents(&laid.path, node)
+            .with_context(|| format!("laying in /{} of a component", laid.path))?;
     }
     Ok(())
 }
@@ -251,6 +272,14 @@ pub fn os_release(plan: &BuildPlan) -> String {
         ("IMAGE_VERSION", plan.version.as_str()),
     ] {
         let _ = writeln!(text, "{key}=\"{value}\"");
+    }
+    let standins = plan.standins().join(" ");
+    if !standins.is_empty() {
+        let _ = writeln!(text, "VARIANT=\"{} with a stand-in for {standins}: for tests only\"", plan.role);
+        let _ = writeln!(text, "NODEZERO_STANDIN=\"{standins}\"");
+    }
+    if !plan.missing.is_empty() {
+        let _ = writeln!(text, "NODEZERO_MISSING=\"{}\"", plan.missing.join(" "));
     }
     text
 }

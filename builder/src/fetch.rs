@@ -1,11 +1,14 @@
 //! Verified, bounded downloads into the cache.
 //!
-//! Every file is known by SHA-256 and size before it is asked for (only a signed `InRelease` is not, which is bounded
-//! and verified by its signature). A download goes to a temporary file while it is hashed, ends at the first byte
-//! past its size, and gets its final name only when both agree. A cached file is hashed again before it is used.
+//! Every file is known by SHA-256 before it is asked for (only a signed `InRelease` is not, which is bounded and
+//! verified by its signature), and by its size or a bound of it. A download goes to a temporary file while it is
+//! hashed, ends at the first byte past its size, and gets its final name only when all agree. One that is cut goes on
+//! where it ended if the server says that the file is still the same (RFC 9110, sections 13.1.5 and 14.2), else from
+//! its beginning. A cached file is hashed again before it is used.
 
+use std::fmt;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +16,82 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, anyhow, bail};
 use debian::digest::Sha256;
 use sha2::Digest as _;
+use tempfile::NamedTempFile;
 
 use crate::cache::Cache;
 use crate::progress::Progress;
 
 /// Downloads at a time: enough to hide latency, polite to a mirror.
 const AT_ONCE: usize = 8;
-/// Tries of one address on an error that may pass.
-const TRIES: u32 = 3;
-/// The longest silence on a connection.
-const SILENCE: Duration = Duration::from_secs(30);
+/// What a cut download must have brought to have its tries anew: a large file on a bad line takes many.
+const PROGRESS: u64 = 1 << 20;
+/// Redirections that are followed.
+const REDIRECTIONS: usize = 10;
+
+/// How long a download waits, and how often it tries.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The longest time until a connection stands, name and TLS included.
+    pub connect: Duration,
+    /// The longest silence on a connection.
+    pub silence: Duration,
+    /// Tries of one address where nobody answers.
+    pub reach: u32,
+    /// Tries of one address on another error that may pass.
+    pub tries: u32,
+}
+
+impl Patience {
+    /// For what a build cannot do without.
+    pub const NEEDED: Self =
+        Self { connect: Duration::from_secs(30), silence: Duration::from_secs(30), reach: 3, tries: 3 };
+    /// For what there is something else for: asked for once and quickly, and taken with patience where it is.
+    pub const OPTIONAL: Self = Self { connect: Duration::from_secs(5), reach: 1, ..Self::NEEDED };
+}
+
+/// What is known of a file's size, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// It is pinned.
+    Exactly(u64),
+    /// Only a bound is known.
+    AtMost(u64),
+}
+
+impl Length {
+    /// The most bytes that are taken.
+    #[must_use]
+    pub fn limit(self) -> u64 {
+        match self {
+            Self::Exactly(size) | Self::AtMost(size) => size,
+        }
+    }
+
+    /// The size, where it is known.
+    #[must_use]
+    pub fn known(self) -> Option<u64> {
+        match self {
+            Self::Exactly(size) => Some(size),
+            Self::AtMost(_) => None,
+        }
+    }
+
+    fn admits(self, size: u64) -> bool {
+        match self {
+            Self::Exactly(expected) => size == expected,
+            Self::AtMost(limit) => size <= limit,
+        }
+    }
+}
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(size) => write!(f, "{size} bytes"),
+            Self::AtMost(limit) => write!(f, "at most {limit} bytes"),
+        }
+    }
+}
 
 /// A file that is to be in the cache.
 #[derive(Clone, Debug)]
@@ -33,8 +102,8 @@ pub struct Wanted {
     pub urls: Vec<String>,
     /// What its content must be.
     pub sha256: Sha256,
-    /// Its size in bytes.
-    pub size: u64,
+    /// Its size, or a bound of it.
+    pub length: Length,
 }
 
 /// A file that at least one source does not have, and that the others do not have either or cannot be reached for.
@@ -47,15 +116,28 @@ pub struct Gone {
     pub urls: Vec<String>,
 }
 
+/// A file that no source gives, and none is broken: nobody answers, it is not there, or it is refused.
+#[derive(Debug, thiserror::Error)]
+#[error("fetching {title}: {reasons}")]
+pub struct Unavailable {
+    /// What was asked for.
+    pub title: String,
+    /// Each source's answer.
+    pub reasons: String,
+}
+
 /// Downloads into a cache.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     cache: Cache,
     offline: bool,
+    patience: Patience,
 }
 
 enum Failure {
     NotFound,
+    /// The server will not give it.
+    Denied(anyhow::Error),
     /// May pass: nobody answers.
     Unreachable(anyhow::Error),
     /// May pass: server errors and cut connections.
@@ -67,7 +149,13 @@ impl Fetcher {
     /// A fetcher for `cache`; `offline` makes every download an error.
     #[must_use]
     pub fn new(cache: Cache, offline: bool) -> Self {
-        Self { cache, offline }
+        Self { cache, offline, patience: Patience::NEEDED }
+    }
+
+    /// The same with another patience.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
     }
 
     /// The cache that it fills.
@@ -100,13 +188,13 @@ impl Fetcher {
         let present: Vec<usize> = (0..wanted.len()).filter(|index| results[*index].is_some()).collect();
         let verified = crate::parallel::map(&present, |index| {
             let path = self.cache.path(kind, &wanted[*index].sha256.to_string());
-            verify_file(&path, &wanted[*index].sha256, wanted[*index].size).map(|()| path)
+            verify_file(&path, &wanted[*index].sha256, wanted[*index].length).map(|()| path)
         });
         for (index, result) in present.iter().zip(verified) {
             results[*index] = Some(result);
         }
         if !missing.is_empty() {
-            let total = missing.iter().map(|index| wanted[*index].size).sum();
+            let total = missing.iter().filter_map(|index| wanted[*index].length.known()).sum();
             progress.start_count("fetching", total);
             let downloaded = self.download_all(kind, wanted, &missing, progress)?;
             for (index, result) in missing.into_iter().zip(downloaded) {
@@ -126,14 +214,12 @@ impl Fetcher {
         if self.offline {
             return Ok(missing
                 .iter()
-                .map(|index| {
-                    Err(anyhow!("{} is not in the cache, and --offline forbids to fetch it", wanted[*index].title))
-                })
+                .map(|index| Err(NotCached { title: wanted[*index].title.clone() }.into()))
                 .collect());
         }
-        let runtime = runtime()?;
-        runtime.block_on(async {
-            let client = client()?;
+        let patience = self.patience;
+        block_on(async {
+            let client = client(patience)?;
             let gate = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
             let mut tasks = Vec::new();
             for index in missing {
@@ -141,7 +227,7 @@ impl Fetcher {
                 let (cache, progress) = (self.cache.clone(), progress.clone());
                 tasks.push(tokio::spawn(async move {
                     let _turn = gate.acquire().await.context("waiting for a turn to download")?;
-                    download(&client, &cache, kind, &item, &progress).await
+                    download(&client, &cache, kind, &item, patience, &progress).await
                 }));
             }
             let mut results = Vec::new();
@@ -163,21 +249,18 @@ impl Fetcher {
         if urls.is_empty() {
             bail!("no mirror is known for {title}: give --mirror or set NODEZERO_DEBIAN_MIRROR");
         }
-        runtime()?.block_on(async {
-            let client = client()?;
+        let patience = self.patience;
+        block_on(async {
+            let client = client(patience)?;
             let mut reasons = Vec::new();
             for url in urls {
                 let mut bytes = Vec::new();
-                for attempt in 1..=TRIES {
+                for attempt in 1.. {
                     bytes.clear();
-                    let outcome = stream(&client, url, limit, |chunk| {
-                        bytes.extend_from_slice(chunk);
-                        Ok(())
-                    })
-                    .await;
+                    let outcome = read(&client, url, limit, &mut bytes).await;
                     match outcome {
                         Ok(()) => return Ok(bytes),
-                        Err(Failure::Passing(_) | Failure::Unreachable(_)) if attempt < TRIES => backoff(attempt).await,
+                        Err(failure) if attempt < failure.tries(patience) => backoff(attempt).await,
                         Err(failure) => {
                             reasons.push(failure.describe(url));
                             break;
@@ -190,34 +273,68 @@ impl Fetcher {
     }
 }
 
+/// A file that is not in the cache, and may not be fetched.
+#[derive(Debug, thiserror::Error)]
+#[error("{title} is not in the cache, and --offline forbids to fetch it")]
+pub struct NotCached {
+    /// What was asked for.
+    pub title: String,
+}
+
 impl Failure {
     fn describe(self, url: &str) -> String {
         match self {
             Self::NotFound => format!("{url}: not found"),
-            Self::Unreachable(error) | Self::Passing(error) | Self::Final(error) => format!("{url}: {error:#}"),
+            Self::Denied(error) | Self::Unreachable(error) | Self::Passing(error) | Self::Final(error) => {
+                format!("{url}: {error:#}")
+            }
+        }
+    }
+
+    /// How often an address is tried that fails so.
+    fn tries(&self, patience: Patience) -> u32 {
+        match self {
+            Self::NotFound | Self::Denied(_) | Self::Final(_) => 1,
+            Self::Unreachable(_) => patience.reach,
+            Self::Passing(_) => patience.tries,
+        }
+    }
+
+    fn of(error: reqwest::Error) -> Self {
+        let (unreachable, redirect) = (error.is_connect(), error.is_redirect());
+        let error = anyhow::Error::new(error.without_url());
+        match (unreachable, redirect) {
+            (true, _) => Self::Unreachable(error),
+            (_, true) => Self::Final(error),
+            _ => Self::Passing(error),
         }
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+/// Runs downloads. A name that is still being looked up when they end is not waited for.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .context("starting the download threads")
+        .context("starting the download threads")?;
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    result
 }
 
-fn client() -> Result<reqwest::Client> {
+fn client(patience: Patience) -> Result<reqwest::Client> {
     reqwest::Client::builder()
         .user_agent(concat!("nodezero/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(SILENCE)
-        .read_timeout(SILENCE)
+        .connect_timeout(patience.connect)
+        .read_timeout(patience.silence)
+        .redirect(reqwest::redirect::Policy::limited(REDIRECTIONS))
         .build()
         .context("preparing downloads")
 }
 
 async fn backoff(attempt: u32) {
-    tokio::time::sleep(Duration::from_millis(300 << attempt)).await;
+    tokio::time::sleep(Duration::from_millis(300 << attempt.min(6))).await;
 }
 
 async fn download(
@@ -225,6 +342,7 @@ async fn download(
     cache: &Cache,
     kind: &str,
     item: &Wanted,
+    patience: Patience,
     progress: &Progress,
 ) -> Result<PathBuf> {
     if item.urls.is_empty() {
@@ -232,80 +350,143 @@ async fn download(
     }
     let mut reasons = Vec::new();
     // A source that answers with an error or a wrong file may have it; one that cannot be reached is as good as none.
-    let (mut missing, mut refused) = (false, false);
+    let (mut missing, mut denied, mut broken) = (false, false, false);
     for url in &item.urls {
-        for attempt in 1..=TRIES {
-            let mut file = cache.temporary()?;
-            let mut hasher = sha2::Sha256::new();
-            let mut size = 0u64;
-            let path = file.path().to_owned();
-            let outcome = stream(client, url, item.size, |chunk| {
-                hasher.update(chunk);
-                size += chunk.len() as u64;
-                progress.add(chunk.len() as u64);
-                file.write_all(chunk).with_context(|| format!("writing {}", path.display()))
-            })
-            .await
-            .and_then(|()| {
-                let found = Sha256::from_bytes(hasher.finalize().into());
-                if found == item.sha256 {
-                    return Ok(());
-                }
-                Err(Failure::Final(anyhow!(
-                    "SHA-256 is {found} ({size} bytes), expected {} ({} bytes)",
-                    item.sha256,
-                    item.size
-                )))
-            });
+        let mut part = Part::new(cache)?;
+        let mut attempt = 1;
+        let failure = loop {
+            let before = part.size;
+            let outcome = part.fetch(client, url, item.length, progress).await.and_then(|()| part.check(item));
             match outcome {
-                Ok(()) => return cache.publish(file, kind, &item.sha256.to_string()),
-                Err(Failure::Passing(_) | Failure::Unreachable(_)) if attempt < TRIES => {
+                Ok(()) => return cache.publish(part.file, kind, &item.sha256.to_string()),
+                Err(failure) if attempt < failure.tries(patience) => {
                     backoff(attempt).await;
+                    // Only what is smaller than the file can grow further, so this ends.
+                    attempt = if part.size >= before + PROGRESS { 1 } else { attempt + 1 };
                 }
-                Err(failure) => {
-                    missing |= matches!(failure, Failure::NotFound);
-                    refused |= matches!(failure, Failure::Final(_) | Failure::Passing(_));
-                    reasons.push(failure.describe(url));
-                    break;
-                }
+                Err(failure) => break failure,
             }
-        }
+        };
+        missing |= matches!(failure, Failure::NotFound);
+        denied |= matches!(failure, Failure::Denied(_));
+        broken |= matches!(failure, Failure::Final(_) | Failure::Passing(_));
+        reasons.push(failure.describe(url));
     }
-    if missing && !refused {
-        return Err(Gone { title: item.title.clone(), urls: item.urls.clone() }.into());
+    let (title, reasons) = (item.title.clone(), reasons.join("; "));
+    match (broken, missing && !denied) {
+        (true, _) => Err(anyhow!("fetching {title}: {reasons}")),
+        (false, true) => Err(Gone { title, urls: item.urls.clone() }.into()),
+        (false, false) => Err(Unavailable { title, reasons }.into()),
     }
-    Err(anyhow!("fetching {}: {}", item.title, reasons.join("; ")))
 }
 
-async fn stream(
-    client: &reqwest::Client,
-    url: &str,
-    limit: u64,
-    mut take: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<(), Failure> {
-    let passing = |error: reqwest::Error| {
-        let unreachable = error.is_connect();
-        let error = anyhow::Error::new(error.without_url());
-        if unreachable { Failure::Unreachable(error) } else { Failure::Passing(error) }
-    };
-    let mut response = client.get(url).send().await.map_err(passing)?;
-    let status = response.status();
-    if status == reqwest::StatusCode::NOT_FOUND || status == reqwest::StatusCode::GONE {
-        return Err(Failure::NotFound);
+/// What has come of a file so far.
+struct Part {
+    file: NamedTempFile,
+    hasher: sha2::Sha256,
+    size: u64,
+    /// What the server calls this very state of the file: a strong entity tag, or a date.
+    validator: Option<String>,
+}
+
+impl Part {
+    fn new(cache: &Cache) -> Result<Self> {
+        Ok(Self { file: cache.temporary()?, hasher: sha2::Sha256::new(), size: 0, validator: None })
     }
-    if status.is_server_error() {
-        return Err(Failure::Passing(anyhow!("the server answered {status}")));
+
+    fn restart(&mut self) -> Result<()> {
+        self.hasher = sha2::Sha256::new();
+        self.size = 0;
+        let file = self.file.as_file_mut();
+        file.set_len(0).and_then(|()| file.rewind()).with_context(|| format!("writing {}", self.file.path().display()))
     }
-    if !status.is_success() {
-        return Err(Failure::Final(anyhow!("the server answered {status}")));
-    }
-    let mut size = 0u64;
-    while let Some(chunk) = response.chunk().await.map_err(passing)? {
-        size += chunk.len() as u64;
-        if size > limit {
-            return Err(Failure::Final(anyhow!("the file is larger than the {limit} bytes expected")));
+
+    /// Takes the file, or what is missing of it if the server has it unchanged.
+    async fn fetch(
+        &mut self,
+        client: &reqwest::Client,
+        url: &str,
+        length: Length,
+        progress: &Progress,
+    ) -> Result<(), Failure> {
+        use reqwest::header::{ETAG, IF_RANGE, LAST_MODIFIED, RANGE};
+        let mut request = client.get(url);
+        if let Some(validator) = self.validator.take().filter(|_| self.size > 0) {
+            request = request.header(RANGE, format!("bytes={}-", self.size)).header(IF_RANGE, validator);
         }
-        take(&chunk).map_err(Failure::Final)?;
+        let mut response = answer(request).await?;
+        let continues = response.status() == reqwest::StatusCode::PARTIAL_CONTENT && self.begins_at_end(&response);
+        if !continues {
+            if response.status() == reqwest::StatusCode::PARTIAL_CONTENT {
+                return Err(Failure::Final(anyhow!("the server sent another part than was asked for")));
+            }
+            self.restart().map_err(Failure::Final)?;
+        }
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(ToOwned::to_owned);
+        self.validator = header(ETAG).filter(|tag| !tag.starts_with("W/")).or_else(|| header(LAST_MODIFIED));
+        while let Some(chunk) = response.chunk().await.map_err(Failure::of)? {
+            let size = self.size + chunk.len() as u64;
+            if size > length.limit() {
+                return Err(too_large(length.limit()));
+            }
+            let path = self.file.path().to_owned();
+            let written = self.file.write_all(&chunk).with_context(|| format!("writing {}", path.display()));
+            written.map_err(Failure::Final)?;
+            self.hasher.update(&chunk);
+            self.size = size;
+            progress.add(chunk.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Whether a partial answer goes on exactly where this ends.
+    fn begins_at_end(&self, response: &reqwest::Response) -> bool {
+        let range = response.headers().get(reqwest::header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        range.is_some_and(|range| range.starts_with(&format!("bytes {}-", self.size)))
+    }
+
+    fn check(&self, item: &Wanted) -> Result<(), Failure> {
+        let found = Sha256::from_bytes(self.hasher.clone().finalize().into());
+        if found == item.sha256 && item.length.admits(self.size) {
+            return Ok(());
+        }
+        let (size, expected) = (self.size, item.length);
+        Err(Failure::Final(anyhow!("SHA-256 is {found} ({size} bytes), expected {} ({expected})", item.sha256)))
+    }
+}
+
+fn too_large(limit: u64) -> Failure {
+    Failure::Final(anyhow!("the file is larger than the {limit} bytes expected"))
+}
+
+/// Asks, and sorts out what is no file.
+async fn answer(request: reqwest::RequestBuilder) -> Result<reqwest::Response, Failure> {
+    use reqwest::StatusCode;
+    let response = request.send().await.map_err(Failure::of)?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let error = anyhow!("the server answered {status}");
+    Err(match status {
+        StatusCode::NOT_FOUND | StatusCode::GONE => Failure::NotFound,
+        status if status.is_server_error() => Failure::Passing(error),
+        // The last comes of asking for what is missing of a file that is whole: the next try asks for all.
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS | StatusCode::RANGE_NOT_SATISFIABLE => {
+            Failure::Passing(error)
+        }
+        status if status.is_client_error() => Failure::Denied(error),
+        _ => Failure::Final(error),
+    })
+}
+
+async fn read(client: &reqwest::Client, url: &str, limit: u64, bytes: &mut Vec<u8>) -> Result<(), Failure> {
+    let mut response = answer(client.get(url)).await?;
+    while let Some(chunk) = response.chunk().await.map_err(Failure::of)? {
+        if (bytes.len() + chunk.len()) as u64 > limit {
+            return Err(too_large(limit));
+        }
+        bytes.extend_from_slice(&chunk);
     }
     Ok(())
 }
@@ -335,12 +516,12 @@ pub fn hash_file(path: &Path) -> Result<(Sha256, u64)> {
 ///
 /// # Errors
 /// Naming the file, what it is and what it should be.
-pub fn verify_file(path: &Path, sha256: &Sha256, size: u64) -> Result<()> {
+pub fn verify_file(path: &Path, sha256: &Sha256, length: Length) -> Result<()> {
     let (found, found_size) = hash_file(path)?;
-    if (found, found_size) != (*sha256, size) {
+    if found != *sha256 || !length.admits(found_size) {
         bail!(
-            "{} was changed after it was verified: SHA-256 is {found} ({found_size} bytes), expected {sha256} ({size} \
-             bytes); remove it and build again",
+            "{} was changed after it was verified: SHA-256 is {found} ({found_size} bytes), expected {sha256} \
+             ({length}); remove it and build again",
             path.display()
         );
     }

@@ -280,6 +280,18 @@ impl Report {
             for note in &record.notes {
                 let _ = writeln!(text, "note: {note}");
             }
+            for component in &record.components {
+                let _ = writeln!(text, "component {component}");
+                for file in &component.files {
+                    let _ = writeln!(text, "  /{} {} bytes sha256 {}", file.path, file.size, file.sha256);
+                }
+            }
+            for name in &record.standin {
+                let _ = writeln!(text, "stand-in: {name} is not the real one; this image is for tests only");
+            }
+            for name in &record.missing {
+                let _ = writeln!(text, "incomplete: the image goes without {name}");
+            }
             for package in &record.packages {
                 let _ = writeln!(text, "package {} {} {}", package.name, package.version, package.architecture);
             }

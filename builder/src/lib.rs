@@ -5,7 +5,7 @@
 //! recipe + lock ─ plan ─ fetch ─ unpack ─ tree ─ root image ─ verity ─ initrd ─ UKI ─ disk image ─ formats, manifest
 //! ```
 //!
-//! [`recipe`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`] runs a plan
+//! [`recipe`], [`component`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`] runs a plan
 //! through [`fetch`], [`unpack`], [`compose`], [`initrd`] and the format crates; [`manifest`] records the result.
 //! [`inspect`], [`boot`] and [`tools`] serve those who look at what was built.
 
@@ -13,6 +13,7 @@ pub mod boot;
 pub mod build;
 pub mod cache;
 pub mod cli;
+pub mod component;
 pub mod compose;
 pub mod fetch;
 pub mod firstboot;

@@ -17,7 +17,8 @@ use nodezero_profile::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::Cache;
-use crate::fetch::{self, Fetcher, Gone};
+use crate::component::{self, Component};
+use crate::fetch::{self, Fetcher, Gone, Length};
 use crate::mirror::{Archive, Mirrors};
 use crate::progress::Progress;
 use crate::recipe::{self, Platform, Recipe, Set, Source, Wanted};
@@ -105,6 +106,9 @@ pub struct Lock {
     /// Every package of any target, sorted by name.
     #[serde(rename = "package")]
     pub packages: Vec<Pin>,
+    /// What components are made of, in the order of their sources.
+    #[serde(default, rename = "component", skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<component::pin::Pin>,
 }
 
 #[derive(Deserialize)]
@@ -152,7 +156,7 @@ impl Pin {
             title: format!("{} {} ({})", self.name, self.version, self.architecture),
             urls: mirrors.urls(self.archive, &self.filename),
             sha256: self.digest()?,
-            size: self.size,
+            length: Length::Exactly(self.size),
         })
     }
 }
@@ -261,6 +265,12 @@ impl Lock {
                 _ => {}
             }
         }
+        let before = old.map(|lock| lock.components.as_slice()).unwrap_or_default();
+        let changed = |from: &[component::pin::Pin], to: &[component::pin::Pin], sign: char| -> Vec<String> {
+            to.iter().filter(|pin| !from.contains(pin)).map(|pin| format!("{sign} {pin}")).collect()
+        };
+        lines.extend(changed(&self.components, before, '-'));
+        lines.extend(changed(before, &self.components, '+'));
         lines
     }
 }
@@ -468,7 +478,12 @@ fn index_wanted(
         urls = mirrors.urls(suite.archive, &format!("{path}/{dir}/by-hash/SHA256/{}", entry.sha256));
     }
     urls.extend(mirrors.urls(suite.archive, &format!("{path}/{index}")));
-    Ok(fetch::Wanted { title: format!("{} {index}", suite.name), urls, sha256: entry.sha256, size: entry.size })
+    Ok(fetch::Wanted {
+        title: format!("{} {index}", suite.name),
+        urls,
+        sha256: entry.sha256,
+        length: Length::Exactly(entry.size),
+    })
 }
 
 fn rfc3339(seconds: u64) -> Result<String> {
@@ -497,17 +512,24 @@ impl Indexes {
         newest.values().map(|package| (package.name.clone(), Pin::of(package, archive(package)))).collect()
     }
 
-    /// Resolves every recipe under `images`, and the tools, to a lock.
+    /// Resolves every recipe under `images`, with and without its stand-in, and the tools, to a lock without components.
     ///
     /// # Errors
     /// When a recipe is wrong or cannot be satisfied; the message names the package and where it is asked for.
     pub fn lock(self, images: &Path) -> Result<Lock> {
         let newest: BTreeMap<String, Pin> = self.newest();
         let mut asked: Vec<(String, Wanted)> = Vec::new();
+        let components = Component::load_all(images)?;
         for role in Role::ALL {
             for platform in Platform::ALL {
                 let recipe = Recipe::load(images, role, Some(platform))?;
                 asked.push((recipe.target(), Wanted::of(&recipe.sets)?));
+                for component in components.iter().filter(|component| component.roles.contains(&role)) {
+                    let Some(standin) = component.standin() else { continue };
+                    let mut recipe = recipe.clone();
+                    recipe.add_standin(images, &standin.set)?;
+                    asked.push((recipe.target(), Wanted::of(&recipe.sets)?));
+                }
             }
         }
         asked.push((TOOLS.to_owned(), Wanted::of(&[Set::load_tools(images)?])?));
@@ -535,6 +557,7 @@ impl Indexes {
             suites: self.suites,
             targets,
             packages: pins.into_values().collect(),
+            components: Vec::new(),
         })
     }
 }

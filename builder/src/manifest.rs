@@ -2,11 +2,14 @@
 //!
 //! Both are the same bytes for the same inputs. The bill is SPDX 2.3 as JSON (<https://spdx.github.io/spdx-spec/v2.3/>).
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::lock::Pin;
 use crate::plan::BuildPlan;
+use crate::progress::Size;
 
 /// Version of the manifest's form.
 pub const SCHEMA: u32 = 1;
@@ -65,6 +68,49 @@ impl From<&Pin> for PackageRecord {
     }
 }
 
+/// A file of a component in an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentFile {
+    /// Path in the image, relative to the root.
+    pub path: String,
+    /// Its SHA-256.
+    pub sha256: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// What it takes in the image, in bytes.
+    pub packed: u64,
+}
+
+/// A component as it stands in a manifest and in the image itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentRecord {
+    /// Name.
+    pub name: String,
+    /// Version, or `given` where a user gave it.
+    pub version: String,
+    /// `release`, `go`, `standin` or `local`.
+    pub source: String,
+    /// Addresses, module or directory that it came from.
+    pub from: String,
+    /// The Go that built it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub go: Option<String>,
+    /// Whether it stands for the real one in tests.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub standin: bool,
+    /// What it gave.
+    pub files: Vec<ComponentFile>,
+}
+
+impl fmt::Display for ComponentRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sum = |size: fn(&ComponentFile) -> u64| Size(self.files.iter().map(size).sum());
+        let mark = if self.standin { ", for tests only" } else { "" };
+        let (size, packed) = (sum(|file| file.size), sum(|file| file.packed));
+        write!(f, "{} {} ({}{mark}): {size}, {packed} in the image", self.name, self.version, self.source)
+    }
+}
+
 /// What the image itself knows of how it was made, at `/usr/lib/nodezero/image.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
@@ -84,6 +130,15 @@ pub struct ImageRecord {
     pub packages: Vec<PackageRecord>,
     /// Packages that differ from the lock, with the reason.
     pub notes: Vec<String>,
+    /// Programs of others beside Debian's packages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub components: Vec<ComponentRecord>,
+    /// Components that a stand-in stands for: the image is for tests only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standin: Vec<String>,
+    /// Components that the image goes without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 impl ImageRecord {
@@ -99,6 +154,9 @@ impl ImageRecord {
             inputs: plan.inputs.clone(),
             packages: plan.pins.packages.iter().map(PackageRecord::from).collect(),
             notes: notes.to_vec(),
+            components: plan.components.clone(),
+            standin: plan.standins().into_iter().map(ToOwned::to_owned).collect(),
+            missing: plan.missing.clone(),
         }
     }
 }

@@ -175,10 +175,12 @@ pub struct Recipe {
     pub role: Role,
     /// The platform.
     pub platform: Platform,
-    /// Sets in the role's order, the platform's own last.
+    /// Sets in the role's order, then the platform's own, then those of stand-ins.
     pub sets: Vec<Set>,
     /// How it boots.
     pub boot: Boot,
+    /// Names of the sets of stand-ins.
+    pub standins: Vec<String>,
 }
 
 /// A recipe that cannot be used.
@@ -359,7 +361,7 @@ impl Source {
         Ok(rules)
     }
 
-    fn filled(&self, value: &toml::Spanned<String>, what: &str) -> Result<String, Error> {
+    pub(crate) fn filled(&self, value: &toml::Spanned<String>, what: &str) -> Result<String, Error> {
         let text = value.get_ref();
         if text.trim().is_empty() || text.trim() != text {
             return Err(self.error(&value.span(), format!("{text:?} is not {what}: empty, or blanks around it")));
@@ -367,15 +369,21 @@ impl Source {
         Ok(text.clone())
     }
 
-    fn reason(&self, span: &std::ops::Range<usize>, reason: &str) -> Result<(), Error> {
+    pub(crate) fn reason(&self, span: &std::ops::Range<usize>, reason: &str) -> Result<(), Error> {
         if reason.trim().is_empty() {
             return Err(self.error(span, "the reason is empty: say why the image needs this"));
         }
         Ok(())
     }
 
+    /// Permission bits, written in octal.
+    pub(crate) fn mode(&self, value: &toml::Spanned<String>) -> Result<u16, Error> {
+        let mode = u16::from_str_radix(value.get_ref(), 8).ok().filter(|mode| *mode <= 0o7777);
+        mode.ok_or_else(|| self.error(&value.span(), format!("{:?} is not an octal mode", value.get_ref())))
+    }
+
     /// A path in the image, relative to its root.
-    fn path(&self, value: &toml::Spanned<String>) -> Result<String, Error> {
+    pub(crate) fn path(&self, value: &toml::Spanned<String>) -> Result<String, Error> {
         let text = self.filled(value, "a path")?;
         let path = text.strip_prefix('/').unwrap_or(&text);
         if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
@@ -396,6 +404,15 @@ impl Set {
         Self::from_raw("tools", &source, raw, None)
     }
 
+    fn load(images: &Path, name: &str) -> Result<Self, Error> {
+        let source = Source::read(&images.join("sets").join(format!("{name}.toml")))?;
+        let raw: RawSet = source.parse()?;
+        if let Some(kernel) = &raw.kernel {
+            return Err(source.error(&kernel.span(), "kernel belongs to a platform, not to a set"));
+        }
+        Self::from_raw(name, &source, raw, files_of(images, name))
+    }
+
     fn from_raw(name: &str, source: &Source, raw: RawSet, files: Option<PathBuf>) -> Result<Self, Error> {
         let named = |list: Vec<RawNamed>| list.into_iter().map(|raw| source.named(raw)).collect::<Result<Vec<_>, _>>();
         let units = |list: Vec<RawUnit>| {
@@ -412,13 +429,9 @@ impl Set {
         let mut modes = Vec::new();
         for raw in raw.mode {
             source.reason(&raw.path.span(), &raw.reason)?;
-            let mode =
-                u16::from_str_radix(raw.mode.get_ref(), 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-                    source.error(&raw.mode.span(), format!("{:?} is not an octal mode", raw.mode.get_ref()))
-                })?;
             modes.push(Mode {
                 path: source.path(&raw.path)?,
-                mode,
+                mode: source.mode(&raw.mode)?,
                 owner: raw.owner.unwrap_or_else(|| "root".into()),
                 group: raw.group.unwrap_or_else(|| "root".into()),
                 origin: source.origin(raw.path.span().start),
@@ -483,12 +496,7 @@ impl Recipe {
                 let message = format!("there is no set {:?}: {} does not exist", name.get_ref(), set.display());
                 return Err(source.error(&name.span(), message));
             }
-            let set_source = Source::read(&set)?;
-            let raw: RawSet = set_source.parse()?;
-            if let Some(kernel) = &raw.kernel {
-                return Err(set_source.error(&kernel.span(), "kernel belongs to a platform, not to a set"));
-            }
-            sets.push(Set::from_raw(name.get_ref(), &set_source, raw, files_of(images, name.get_ref()))?);
+            sets.push(Set::load(images, name.get_ref())?);
         }
         let source = Source::read(&images.join("platforms").join(format!("{platform}.toml")))?;
         let mut raw: RawSet = source.parse()?;
@@ -511,7 +519,17 @@ impl Recipe {
             let message = format!("the kernel {} is no [[package]] of the recipe", boot.kernel);
             return Err(source.error(&kernel.span(), message));
         }
-        Ok(Self { role, platform, sets, boot })
+        Ok(Self { role, platform, sets, boot, standins: Vec::new() })
+    }
+
+    /// Adds the set of packages that a stand-in needs.
+    ///
+    /// # Errors
+    /// As for [`Self::load`].
+    pub fn add_standin(&mut self, images: &Path, set: &str) -> Result<(), Error> {
+        self.sets.push(Set::load(images, set)?);
+        self.standins.push(set.to_owned());
+        Ok(())
     }
 
     /// What the recipe leaves out of packages.
@@ -523,10 +541,16 @@ impl Recipe {
         )
     }
 
-    /// The name that the lock, outputs and messages use: `worker-metal`.
+    /// The name that outputs and messages use: `worker-metal`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.role, self.platform)
+    }
+
+    /// The name that the lock uses: `worker-metal`, or with a stand-in `worker-metal+k3s-standin`.
     #[must_use]
     pub fn target(&self) -> String {
-        format!("{}-{}", self.role, self.platform)
+        self.standins.iter().fold(self.name(), |name, set| format!("{name}+{set}"))
     }
 }
 

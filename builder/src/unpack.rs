@@ -243,7 +243,11 @@ fn pack_entries(
 pub fn verify_archives(cache: &Cache, jobs: &[Job<'_>]) -> Result<()> {
     let missing: Vec<&Job<'_>> = jobs.iter().filter(|job| job.missing).collect();
     for result in parallel::map(&missing, |job| {
-        fetch::verify_file(&cache.path("debs", &job.pin.sha256), &job.pin.digest()?, job.pin.size)
+        fetch::verify_file(
+            &cache.path("debs", &job.pin.sha256),
+            &job.pin.digest()?,
+            fetch::Length::Exactly(job.pin.size),
+        )
     }) {
         result?;
     }
