@@ -122,8 +122,6 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
     let users = Table::read(&options.images)?;
     let rules = read_rules(&options.images)?;
     output::prepare_out(&options.out)?;
-    let firstboot = progress
-        .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
     let mut taken = progress.stage("components", || {
         component::take(&Demand {
             images: &options.images,
@@ -139,6 +137,8 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
     for set in &taken.sets {
         recipe.add_standin(&options.images, set)?;
     }
+    let firstboot = progress
+        .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
     let mut other = digest_images(&options.images, &recipe)?;
     other.push(("nodezero-firstboot".to_owned(), Sha256::of(&firstboot)));
     let mut plan = BuildPlan::new(&recipe, &lock, &taken, &other)?;

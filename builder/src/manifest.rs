@@ -226,11 +226,13 @@ pub fn sbom(manifest: &Manifest) -> Value {
         "checksums": [{"algorithm": "SHA256", "checksumValue": manifest.raw_sha256}],
     })];
     packages.extend(all().map(package));
+    packages.extend(manifest.image.components.iter().map(|record| component_package(&id(&record.name), record)));
     let mut relationships = vec![json!({
         "spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-Image",
     })];
-    relationships.extend(all().map(|record| {
-        json!({"spdxElementId": "SPDXRef-Image", "relationshipType": "CONTAINS", "relatedSpdxElement": id(&record.name)})
+    let names = all().map(|record| &record.name).chain(manifest.image.components.iter().map(|record| &record.name));
+    relationships.extend(names.map(|name| {
+        json!({"spdxElementId": "SPDXRef-Image", "relationshipType": "CONTAINS", "relatedSpdxElement": id(name)})
     }));
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -242,4 +244,29 @@ pub fn sbom(manifest: &Manifest) -> Value {
         "packages": packages,
         "relationships": relationships,
     })
+}
+
+/// A component in the bill of materials: its program's digest stands for it.
+fn component_package(id: &str, record: &ComponentRecord) -> Value {
+    let checksums: Vec<Value> =
+        record.files.iter().take(1).map(|file| json!({"algorithm": "SHA256", "checksumValue": file.sha256})).collect();
+    let mut package = json!({
+        "SPDXID": id,
+        "name": record.name,
+        "versionInfo": record.version,
+        "downloadLocation": record.from.split(' ').next().filter(|from| from.starts_with("https://")).unwrap_or("NOASSERTION"),
+        "filesAnalyzed": false,
+        "checksums": checksums,
+    });
+    if let Some((module, version)) = record.from.split(' ').next().and_then(|from| from.split_once('@')) {
+        package["externalRefs"] = json!([{
+            "referenceCategory": "PACKAGE-MANAGER",
+            "referenceType": "purl",
+            "referenceLocator": format!("pkg:golang/{module}@{version}"),
+        }]);
+    }
+    if record.standin {
+        package["comment"] = json!("a stand-in, for tests only");
+    }
+    package
 }

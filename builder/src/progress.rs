@@ -73,10 +73,10 @@ impl Progress {
         result
     }
 
-    /// Begins to count `total` bytes of `what`.
+    /// Begins to count `total` bytes of `what`; 0 stands for a total that nobody knows.
     pub fn start_count(&self, what: &'static str, total: u64) {
         self.with(|inner| {
-            if !inner.terminal && !inner.quiet {
+            if !inner.terminal && !inner.quiet && total > 0 {
                 eprintln!("{what} {}", Size(total));
             }
             inner.count = Some((what, 0, total));
@@ -88,7 +88,10 @@ impl Progress {
         self.with(|inner| {
             let Some((what, done, total)) = &mut inner.count else { return };
             *done += bytes;
-            let line = format!("{what} {} of {}", Size(*done), Size(*total));
+            let line = match total {
+                0 => format!("{what} {}", Size(*done)),
+                total => format!("{what} {} of {}", Size(*done), Size(*total)),
+            };
             if inner.drawn.elapsed() > Duration::from_millis(100) {
                 inner.draw(&line);
             }

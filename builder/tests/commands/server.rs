@@ -23,6 +23,8 @@ pub(crate) enum Fault {
     Cut,
     /// Content of no announced length that does not end by itself.
     Endless,
+    /// A part of the content, then nothing more for longer than a test waits.
+    Stall,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +32,8 @@ struct State {
     files: BTreeMap<String, Vec<u8>>,
     faults: BTreeMap<String, (usize, Fault)>,
     requests: Vec<String>,
+    ranges: Vec<String>,
+    tags: BTreeMap<String, String>,
     endless: usize,
 }
 
@@ -112,6 +116,19 @@ impl Server {
         }
     }
 
+    /// Gives every path that contains `part` this entity tag, and from then on serves parts of its content to those who
+    /// ask for them with the same tag.
+    pub(crate) fn tag(&self, part: &str, tag: &str) {
+        for path in self.paths(part) {
+            self.state().tags.insert(path, format!("\"{tag}\""));
+        }
+    }
+
+    /// The parts that were asked for until now; forgets them.
+    pub(crate) fn take_ranges(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().ranges)
+    }
+
     /// The paths that were asked for until now; forgets them.
     pub(crate) fn take_requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state().requests)
@@ -127,15 +144,20 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
+    let (mut range, mut if_range) = (None, None);
     for line in lines {
-        if line?.is_empty() {
-            break;
+        let line = line?;
+        let Some((name, value)) = line.split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "range" => range = Some(value.to_owned()),
+            "if-range" => if_range = Some(value.to_owned()),
+            _ => {}
         }
     }
     let target = request.split(' ').nth(1).unwrap_or_default();
     // A proxy is asked for a whole address.
     let path = target.strip_prefix("http://").unwrap_or(target).to_owned();
-    let (fault, content) = {
+    let (fault, content, tag) = {
         let mut state = state.lock().expect("no thread panics while it holds the state");
         state.requests.push(path.clone());
         let fault = match state.faults.get_mut(&path) {
@@ -145,15 +167,23 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
             }
             _ => None,
         };
-        (fault, state.files.get(&path).cloned())
+        state.ranges.extend(range.clone());
+        (fault, state.files.get(&path).cloned(), state.tags.get(&path).cloned())
     };
     let mut out = stream;
+    let (status, content, more) = part(content, tag, range, if_range);
     match (fault, content) {
         (Some(Fault::Status(status)), _) => head(out, status, Some(0), "")?,
         (Some(Fault::Redirect(to)), _) => head(out, 302, Some(0), &format!("Location: {to}\r\n"))?,
         (Some(Fault::Cut), Some(content)) => {
-            head(out, 200, Some(content.len()), "")?;
+            head(out, status, Some(content.len()), &more)?;
             out.write_all(&content[..content.len() / 2])?;
+        }
+        (Some(Fault::Stall), Some(content)) => {
+            head(out, status, Some(content.len()), &more)?;
+            out.write_all(&content[..content.len() / 2])?;
+            out.flush()?;
+            thread::sleep(Duration::from_secs(5));
         }
         (Some(Fault::Endless), Some(content)) => {
             head(out, 200, None, "")?;
@@ -166,13 +196,32 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
             }
         }
         (None, Some(content)) => {
-            head(out, 200, Some(content.len()), "")?;
+            head(out, status, Some(content.len()), &more)?;
             out.write_all(&content)?;
         }
         (_, None) => head(out, 404, Some(0), "")?,
     }
     out.flush()?;
     stream.shutdown(Shutdown::Write)
+}
+
+/// What is sent of `content`, with which status and headers.
+fn part(
+    content: Option<Vec<u8>>,
+    tag: Option<String>,
+    range: Option<String>,
+    if_range: Option<String>,
+) -> (u16, Option<Vec<u8>>, String) {
+    let (Some(content), Some(tag)) = (&content, &tag) else { return (200, content, String::new()) };
+    let first = range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    match first.filter(|first| *first < content.len() && if_range.as_ref() == Some(tag)) {
+        None => (200, Some(content.clone()), format!("ETag: {tag}\r\n")),
+        Some(first) => {
+            let (last, length) = (content.len() - 1, content.len());
+            let more = format!("ETag: {tag}\r\nContent-Range: bytes {first}-{last}/{length}\r\n");
+            (206, Some(content[first..].to_vec()), more)
+        }
+    }
 }
 
 fn head(mut out: &TcpStream, status: u16, length: Option<usize>, more: &str) -> io::Result<()> {
