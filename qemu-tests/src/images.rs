@@ -1,4 +1,5 @@
-//! Images as a user gets them: by running `nodezero build`, once in a process for each role and platform.
+//! Images as a user gets them: by running `nodezero build`, once in a process for each role, platform and
+//! choice of components.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -72,20 +73,41 @@ pub struct Image {
     pub root_hash: String,
 }
 
-/// The image of `role` for `platform`.
+/// Without the programs of others, which take minutes to build and which most scenarios do not run. Such an image says
+/// that it is incomplete, in its name and in its manifest.
+pub const BARE: &[&str] = &["k3s=none", "tailscale=none"];
+
+/// The image of `role` for `platform`, without components: what boots, disks and configurations are shown with.
 pub fn built(role: Role, platform: Platform) -> Result<Image> {
-    static BUILT: Mutex<BTreeMap<(Role, Platform), Image>> = Mutex::new(BTreeMap::new());
+    built_with(role, platform, BARE)
+}
+
+/// The image of `role` for `platform` with all that `nodezero build` gives it, or with what `NODEZERO_COMPONENTS` says:
+/// arguments of `--component`, with blanks between them.
+pub fn whole(role: Role, platform: Platform) -> Result<Image> {
+    let given = env::var("NODEZERO_COMPONENTS").unwrap_or_default();
+    built_with(role, platform, &given.split_whitespace().collect::<Vec<_>>())
+}
+
+/// The image of `role` for `platform` with these arguments of `--component`.
+pub fn built_with(role: Role, platform: Platform, components: &[&str]) -> Result<Image> {
+    type Key = (Role, Platform, Vec<String>);
+    static BUILT: Mutex<BTreeMap<Key, Image>> = Mutex::new(BTreeMap::new());
+    let key: Key = (role, platform, components.iter().map(ToString::to_string).collect());
     // Held while building, so that the next test waits for the same build. A panic in between leaves the map whole.
     let mut images = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(image) = images.get(&(role, platform)) {
+    if let Some(image) = images.get(&key) {
         return Ok(image.clone());
     }
     let out = scenario::base()?.join("images");
     let mut command = Command::new(nodezero()?);
     command.args(["build", role.name(), "--platform", platform.name(), "--format", "raw", "--json", "--out"]).arg(&out);
+    for component in components {
+        command.args(["--component", component]);
+    }
     let image = Image::parse(&tools::run(&mut command)?)
         .with_context(|| format!("reading what nodezero build {} answered", role.name()))?;
-    images.insert((role, platform), image.clone());
+    images.insert(key, image.clone());
     Ok(image)
 }
 

@@ -185,7 +185,7 @@ fn build_all(
     let mut files = Files::new();
     for build in builds {
         let made = scratch.join(&build.file);
-        let program = if build.run { scratch.join(format!("{}.program", build.file)) } else { made.clone() };
+        let program = if build.run.is_some() { scratch.join(format!("{}.program", build.file)) } else { made.clone() };
         let mut flags = LINKER.to_owned();
         for (variable, value) in &build.variables {
             flags.push_str(&format!(" -X {variable}={value}"));
@@ -196,9 +196,11 @@ fn build_all(
             command.arg("-tags").arg(build.tags.join(","));
         }
         run(command.arg("-o").arg(&program).arg(&build.package))?;
-        if build.run {
+        if let Some(arguments) = &build.run {
             // It may call go itself, and is told what every run is told.
-            run(Command::new(&program).current_dir(source).envs(SETTINGS).arg(&made))?;
+            let place = made.to_str().context("the cache's path is not UTF-8")?;
+            let arguments = arguments.iter().map(|argument| argument.replace("{file}", place));
+            run(Command::new(&program).current_dir(source).envs(SETTINGS).args(arguments))?;
         }
         if !made.is_file() {
             bail!("{} wrote no {}", build.package, build.file);

@@ -106,8 +106,8 @@ pub struct Build {
     pub tags: Vec<String>,
     /// Variables that the linker sets.
     pub variables: BTreeMap<String, String>,
-    /// Whether the program is not the file but writes it, to the path that is its one argument.
-    pub run: bool,
+    /// Arguments of the program where it is not the file, but writes it to `{file}`.
+    pub run: Option<Vec<String>>,
 }
 
 /// What a user says of a component's source.
@@ -215,8 +215,7 @@ struct RawBuild {
     tags: Vec<String>,
     #[serde(default)]
     variables: BTreeMap<String, String>,
-    #[serde(default)]
-    run: bool,
+    run: Option<Vec<String>>,
 }
 
 impl Component {

@@ -58,7 +58,7 @@ file = "prog"
 [[source.build]]
 package = "./cmd/images"
 file = "images.tar.zst"
-run = true
+run = ["-o", "{{file}}"]
 "#
         ),
     );
@@ -96,7 +96,7 @@ mod) printf '{{"Path":"m","Dir":"%s","Sum":"{SUM}"}}' '{module}' ;;
 build)
     while [ "$1" != -o ]; do shift; done
     case $3 in
-    ./cmd/images) printf '#!/bin/sh\nprintf "images of a stand-in" > "$1"\n' > "$2"; chmod +x "$2" ;;
+    ./cmd/images) printf '#!/bin/sh\nprintf "images of a stand-in" > "$2"\n' > "$2"; chmod +x "$2" ;;
     *) printf '{standin}' > "$2" ;;
     esac ;;
 esac
@@ -441,7 +441,7 @@ fn the_same_sources_give_the_same_bytes_in_any_directory() {
             ("cmd/prog/main.go", "package main\n\nfunc main() { println(\"nodezero.dev/rig/\") }\n"),
             (
                 "cmd/images/main.go",
-                "package main\n\nimport \"os\"\n\nfunc main() { os.WriteFile(os.Args[1], []byte(\"images\"), 0o600) }\n",
+                "package main\n\nimport \"os\"\n\nfunc main() { os.WriteFile(os.Args[2], []byte(\"images\"), 0o600) }\n",
             ),
         ] {
             let path = world.path("rig").join(name);
