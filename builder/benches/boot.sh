@@ -64,7 +64,7 @@ else
     nodezero=${CARGO_TARGET_DIR:-$workspace/target}/release/nodezero
 fi
 say "building the image"
-"$nodezero" build "$role" --images "$workspace/images" --out "$work/out" --quiet --json >"$work/built.json"
+"$nodezero" build "$role" --component k3s=none --component tailscale=none --images "$workspace/images" --out "$work/out" --quiet --json >"$work/built.json"
 image=$(jq -r '.outputs[0].path' "$work/built.json")
 manifest=$(jq -r .manifest "$work/built.json")
 kernel=$(jq -r .kernel "$manifest")

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Seek as _, Write as _};
+use std::io::{BufWriter, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 use debian::digest::Sha256;
-use disk::{Guid, Layout, SectorSize, esp};
+use disk::{Guid, Layout};
 use nodezero_profile::Role;
 use rootfs::{Node, Pack, Tree};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use uki::{Name, Section, SectionData};
 use verity::{Area, RootHash, Superblock};
 
 use crate::cache::{self, Cache};
-use crate::component::{self, Demand, Taken};
+use crate::component::{self, Component, Demand, Taken};
 use crate::compose::{self, Kernel};
 use crate::fetch;
 use crate::kernel::Package;
@@ -29,21 +29,13 @@ use crate::output::{self, Format, Output};
 use crate::passwd::Table;
 use crate::plan::BuildPlan;
 use crate::progress::{Progress, StageTime};
-use crate::recipe::{Loader, Platform, Recipe};
+use crate::recipe::{Platform, Recipe};
 use crate::scripts::Rules;
 use crate::unpack::{self, Unpacked};
-use crate::{firstboot, initrd};
+use crate::{disk_image, firstboot, initrd};
 
 /// Changes whenever the same inputs give other bytes.
 const FORMAT_VERSION: &str = "1";
-/// Generations of UKI that the ESP holds.
-const GENERATIONS: u64 = 3;
-/// What the ESP holds beside UKIs: loader, profile, file system.
-const ESP_SLACK: u64 = 32 << 20;
-/// The smallest ESP: some firmware takes FAT32 only from here on.
-const ESP_LEAST: u64 = 256 << 20;
-/// Attempts that systemd-boot gives a new image before it prefers an older one.
-const TRIES: u32 = 3;
 /// How strongly the initrd is compressed. It is small, and loaded at every boot.
 const INITRD_LEVEL: i32 = 12;
 
@@ -103,13 +95,26 @@ impl Built {
     }
 }
 
-/// Plans a build without the first-boot binary and without components, to be looked at.
+/// A build's plan to be looked at: without the first-boot binary, and with the sources of components in the order in
+/// which a build tries them.
 ///
 /// # Errors
 /// When recipe and lock do not fit.
-pub fn plan_only(images: &Path, role: Role, platform: Option<Platform>) -> Result<BuildPlan> {
+pub fn plan_only(images: &Path, role: Role, platform: Option<Platform>) -> Result<Value> {
     let recipe = Recipe::load(images, role, platform)?;
-    BuildPlan::new(&recipe, &Lock::read(images)?, &Taken::default(), &digest_images(images, &recipe)?)
+    let plan = BuildPlan::new(&recipe, &Lock::read(images)?, &Taken::default(), &digest_images(images, &recipe)?)?;
+    let mut value = serde_json::to_value(&plan).context("printing the plan")?;
+    let components = Component::load_all(images)?;
+    let components = components.iter().filter(|component| component.roles.contains(&role));
+    value["components"] = components
+        .map(|component| {
+            let sources = component.sources.iter();
+            let sources: Vec<Value> =
+                sources.map(|source| json!({"source": source.word(), "version": source.version()})).collect();
+            json!({"name": component.name, "sources": sources})
+        })
+        .collect();
+    Ok(value)
 }
 
 /// Builds an image.
@@ -122,21 +127,7 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
     let users = Table::read(&options.images)?;
     let rules = read_rules(&options.images)?;
     output::prepare_out(&options.out)?;
-    let mut taken = progress.stage("components", || {
-        component::take(&Demand {
-            images: &options.images,
-            role: options.role,
-            lock: &lock,
-            choices: &options.components,
-            official_only: options.official_only,
-            offline: options.offline,
-            cache: &options.cache,
-            progress,
-        })
-    })?;
-    for set in &taken.sets {
-        recipe.add_standin(&options.images, set)?;
-    }
+    let mut taken = progress.stage("components", || take_components(options, &lock, &mut recipe, progress))?;
     let firstboot = progress
         .stage("first-boot binary", || firstboot::read(options.firstboot.as_deref(), &options.images, progress))?;
     let mut other = digest_images(&options.images, &recipe)?;
@@ -179,8 +170,26 @@ pub fn build(options: &Options, progress: &Progress) -> Result<Built> {
         progress.stage("UKI", || write_uki(&source, &plan, &kernel, &package, &cmdline, &initrd, scratch.path()))?;
     let parts = Parts { root, verity, initrd, uki, cmdline };
     let (raw, layout) =
-        progress.stage("disk image", || assemble(options, &recipe, &plan, &source, &parts, &package))?;
+        progress.stage("disk image", || disk_image::assemble(options, &recipe, &plan, &source, &parts, &package))?;
     progress.stage("outputs", || finish(options, &plan, record, &source, &kernel, &parts, raw, &layout, &firstboot))
+}
+
+/// Takes the role's components, and adds to the recipe what stand-ins among them need.
+fn take_components(options: &Options, lock: &Lock, recipe: &mut Recipe, progress: &Progress) -> Result<Taken> {
+    let taken = component::take(&Demand {
+        images: &options.images,
+        role: options.role,
+        lock,
+        choices: &options.components,
+        official_only: options.official_only,
+        offline: options.offline,
+        cache: &options.cache,
+        progress,
+    })?;
+    for set in &taken.sets {
+        recipe.add_standin(&options.images, set)?;
+    }
+    Ok(taken)
 }
 
 /// Digests of all data that reaches the image, by name: recipes, users, files.
@@ -251,7 +260,7 @@ fn fetch_packages(
 }
 
 /// The packages of an image, opened: those of the root, and those that the builder uses.
-struct Source {
+pub(crate) struct Source {
     packages: Vec<Unpacked>,
     packs: Vec<Pack>,
     inputs: Vec<Unpacked>,
@@ -270,7 +279,7 @@ impl Source {
     }
 
     /// Reads a file of a package that the builder itself uses.
-    fn input(&self, path: &str) -> Result<Vec<u8>> {
+    pub(crate) fn input(&self, path: &str) -> Result<Vec<u8>> {
         for (package, pack) in self.inputs.iter().zip(&self.input_packs) {
             for entry in package.index.entries.iter().filter(|entry| entry.path == path) {
                 if let unpack::Kind::File { file } = entry.kind {
@@ -326,9 +335,9 @@ fn write_root(tree: &Tree, packs: &[Pack], plan: &BuildPlan, scratch: &Path) -> 
     Ok(file)
 }
 
-struct Verity {
-    file: File,
-    root_hash: RootHash,
+pub(crate) struct Verity {
+    pub(crate) file: File,
+    pub(crate) root_hash: RootHash,
 }
 
 fn write_verity(root: &File, plan: &BuildPlan, scratch: &Path) -> Result<Verity> {
@@ -394,9 +403,9 @@ fn command_line(recipe: &Recipe, plan: &BuildPlan, root_hash: &RootHash) -> Stri
     words.join(" ")
 }
 
-struct Uki {
-    file: File,
-    size: u64,
+pub(crate) struct Uki {
+    pub(crate) file: File,
+    pub(crate) size: u64,
     sha256: Sha256,
 }
 
@@ -433,131 +442,14 @@ fn write_uki(
     Ok(Uki { file, size: summary.size, sha256: Sha256::from_bytes(summary.sha256) })
 }
 
-struct Parts {
-    root: File,
-    verity: Verity,
-    initrd: Vec<u8>,
-    uki: Uki,
-    cmdline: String,
+/// What a disk image is assembled from.
+pub(crate) struct Parts {
+    pub(crate) root: File,
+    pub(crate) verity: Verity,
+    pub(crate) initrd: Vec<u8>,
+    pub(crate) uki: Uki,
+    pub(crate) cmdline: String,
 }
-
-/// The name of an image's UKI, with the tries that systemd-boot counts down (Automatic Boot Assessment).
-fn uki_name(plan: &BuildPlan) -> String {
-    format!("{}_{}+{TRIES}.efi", plan.name, plan.version)
-}
-
-/// Writes the raw image under a temporary name in the output directory.
-fn assemble(
-    options: &Options,
-    recipe: &Recipe,
-    plan: &BuildPlan,
-    source: &Source,
-    parts: &Parts,
-    package: &Package<'_>,
-) -> Result<(NamedTempFile, Layout)> {
-    let bios = recipe.boot.loaders.contains(&Loader::Bios);
-    let loader = bios.then(|| bios_loader(source)).transpose()?;
-    let files = esp_files(plan, source, parts, package, loader.as_ref())?;
-    let used: u64 = files.iter().map(|file| file.content.len()).sum();
-    let length = |file: &File| file.metadata().map(|meta| meta.len()).context("reading a part of the image");
-    let (root_len, verity_len) = (length(&parts.root)?, length(&parts.verity.file)?);
-    let (root_guid, verity_guid) = Guid::of_root_hash(parts.verity.root_hash.digest().as_bytes());
-    let layout = disk::image_layout(&disk::layout::Spec {
-        sector: SectorSize::new(512)?,
-        disk_guid: Guid::derived("disk", plan.inputs.as_bytes()),
-        esp_size: (used * GENERATIONS + ESP_SLACK).max(ESP_LEAST),
-        esp_guid: Guid::derived("ESP", plan.inputs.as_bytes()),
-        root_size: root_len,
-        root_guid,
-        verity_size: verity_len,
-        verity_guid,
-        bios,
-    })?;
-    let raw = output::temporary_in(&options.out)?;
-    let mut out = raw.reopen().context("opening the image")?;
-    let volume = Guid::derived("ESP volume", plan.inputs.as_bytes());
-    let [a, b, c, d, ..] = volume.to_bytes();
-    let mut root = parts.root.try_clone().context("opening the root image")?;
-    let mut verity = parts.verity.file.try_clone().context("opening the hash tree")?;
-    let contents = disk::image::Contents {
-        esp_files: files,
-        esp_volume_id: u32::from_be_bytes([a, b, c, d]),
-        unix_time: plan.timestamp,
-        root: &mut root,
-        root_len,
-        verity: &mut verity,
-        verity_len,
-        bios: loader
-            .as_ref()
-            .map(|loader| disk::image::Bios { mbr_code: &loader.mbr_code, loader: &loader.extracted.loader }),
-    };
-    disk::image::assemble(&mut out, &layout, contents)
-        .with_context(|| format!("writing to {}", options.out.display()))?;
-    Ok((raw, layout))
-}
-
-struct BiosLoader {
-    extracted: disk::syslinux::Extracted,
-    mbr_code: [u8; disk::table::BOOT_CODE_BYTES],
-}
-
-/// syslinux' parts, out of Debian's packages.
-fn bios_loader(source: &Source) -> Result<BiosLoader> {
-    let extracted = disk::syslinux::extract(&source.input("usr/bin/syslinux")?)?;
-    let mbr_code = source.input("usr/lib/SYSLINUX/gptmbr.bin")?;
-    let mbr_code = mbr_code.try_into().map_err(|code: Vec<u8>| {
-        anyhow!("gptmbr.bin has {} bytes, expected {}", code.len(), disk::table::BOOT_CODE_BYTES)
-    })?;
-    Ok(BiosLoader { extracted, mbr_code })
-}
-
-/// The files of the ESP.
-fn esp_files(
-    plan: &BuildPlan,
-    source: &Source,
-    parts: &Parts,
-    package: &Package<'_>,
-    bios: Option<&BiosLoader>,
-) -> Result<Vec<esp::File<'static>>> {
-    let bytes =
-        |path: &str, bytes: Vec<u8>| esp::File { path: path.to_owned(), content: esp::Content::Bytes(bytes.into()) };
-    let systemd_boot = source.input("usr/lib/systemd/boot/efi/systemd-bootx64.efi")?;
-    let mut uki = parts.uki.file.try_clone().context("opening the UKI")?;
-    uki.rewind().context("reading the UKI")?;
-    let mut files = vec![
-        bytes("EFI/BOOT/BOOTX64.EFI", systemd_boot.clone()),
-        bytes("EFI/systemd/systemd-bootx64.efi", systemd_boot),
-        bytes("loader/loader.conf", b"timeout 0\neditor no\nconsole-mode keep\n".to_vec()),
-        // Type 1 entries, of which there are none, and UKIs are both looked for.
-        bytes("loader/entries.srel", b"type1\n".to_vec()),
-        bytes("nodezero/README.TXT", ESP_README.as_bytes().to_vec()),
-        esp::File {
-            path: format!("EFI/Linux/{}", uki_name(plan)),
-            content: esp::Content::Stream { reader: Box::new(uki), len: parts.uki.size },
-        },
-    ];
-    if let Some(bios) = bios {
-        let (linux, initrd_name) = ("nodezero/bios/linux", "nodezero/bios/initrd");
-        let config = disk::syslinux::Config {
-            serial_baud: Some(115_200),
-            timeout: 0,
-            entries: vec![disk::syslinux::Entry {
-                label: "nodezero".to_owned(),
-                linux: format!("/{linux}"),
-                initrd: format!("/{initrd_name}"),
-                append: parts.cmdline.clone(),
-            }],
-        };
-        files.push(bytes(disk::syslinux::CONFIG_PATH, config.render()?.into_bytes()));
-        files.push(bytes("ldlinux.c32", bios.extracted.ldlinux_c32.clone()));
-        files.push(bytes(linux, package.vmlinuz()?));
-        files.push(bytes(initrd_name, parts.initrd.clone()));
-    }
-    Ok(files)
-}
-
-const ESP_README: &str = "A machine that boots from this disk reads its configuration, an Ignition config,\r\n\
-                          from config.ign in this directory.\r\n";
 
 /// Writes all formats, and beside them digest, manifest and bill of materials.
 #[expect(clippy::too_many_arguments, reason = "the last stage gathers what all others made")]

@@ -5,8 +5,9 @@
 //! recipe + lock ─ plan ─ fetch ─ unpack ─ tree ─ root image ─ verity ─ initrd ─ UKI ─ disk image ─ formats, manifest
 //! ```
 //!
-//! [`recipe`], [`component`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`] runs a plan
-//! through [`fetch`], [`unpack`], [`compose`], [`initrd`] and the format crates; [`manifest`] records the result.
+//! [`recipe`], [`component`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`]
+//! runs a plan through [`fetch`], [`unpack`], [`compose`], [`initrd`] and the format crates; [`manifest`] records the
+//! result.
 //! [`inspect`], [`boot`] and [`tools`] serve those who look at what was built.
 
 pub mod boot;
@@ -15,6 +16,7 @@ pub mod cache;
 pub mod cli;
 pub mod component;
 pub mod compose;
+mod disk_image;
 pub mod fetch;
 pub mod firstboot;
 pub mod glob;

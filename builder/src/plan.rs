@@ -33,7 +33,8 @@ pub struct BuildPlan {
     /// What the image is made of.
     #[serde(flatten)]
     pub pins: Pins,
-    /// Programs of others beside Debian's packages.
+    /// Programs of others beside Debian's packages. Only a build knows which of their sources it takes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub components: Vec<ComponentRecord>,
     /// Components that the image is to go without.
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -4,7 +4,7 @@
 //! kernel, firmware and what the initrd needs. Every entry carries a reason, which this module requires and keeps.
 //! Nothing is resolved or read from the network here: see [`crate::lock`] and [`crate::plan`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,12 @@ use nodezero_profile::Role;
 use serde::{Deserialize, Serialize};
 
 use crate::glob::{Dropped, Glob};
+
+mod source;
+mod wanted;
+
+pub(crate) use source::Source;
+pub use wanted::Wanted;
 
 /// Where an image is to run: it decides kernel, firmware and boot loaders.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -307,39 +313,8 @@ struct RawSet {
     initrd: RawInitrd,
 }
 
-/// One recipe file's text, able to say where in it a byte stands.
-pub(crate) struct Source {
-    path: PathBuf,
-    text: String,
-}
-
+/// Entries of sets.
 impl Source {
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let text = fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        Ok(Self { path: path.to_owned(), text })
-    }
-
-    pub(crate) fn parse<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Error> {
-        toml::from_str(&self.text).map_err(|error| Error::Syntax {
-            origin: self.origin(error.span().map_or(0, |span| span.start)),
-            message: error.message().trim().replace('\n', "; "),
-        })
-    }
-
-    pub(crate) fn origin(&self, offset: usize) -> Origin {
-        let before = &self.text[..offset.min(self.text.len())];
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-        Origin {
-            file: self.path.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
-    }
-
-    pub(crate) fn error(&self, span: &std::ops::Range<usize>, message: impl Into<String>) -> Error {
-        Error::Syntax { origin: self.origin(span.start), message: message.into() }
-    }
-
     fn named(&self, raw: RawNamed) -> Result<Named, Error> {
         let origin = self.origin(raw.name.span().start);
         let name = self.filled(&raw.name, "a name")?;
@@ -359,37 +334,6 @@ impl Source {
             }
         }
         Ok(rules)
-    }
-
-    pub(crate) fn filled(&self, value: &toml::Spanned<String>, what: &str) -> Result<String, Error> {
-        let text = value.get_ref();
-        if text.trim().is_empty() || text.trim() != text {
-            return Err(self.error(&value.span(), format!("{text:?} is not {what}: empty, or blanks around it")));
-        }
-        Ok(text.clone())
-    }
-
-    pub(crate) fn reason(&self, span: &std::ops::Range<usize>, reason: &str) -> Result<(), Error> {
-        if reason.trim().is_empty() {
-            return Err(self.error(span, "the reason is empty: say why the image needs this"));
-        }
-        Ok(())
-    }
-
-    /// Permission bits, written in octal.
-    pub(crate) fn mode(&self, value: &toml::Spanned<String>) -> Result<u16, Error> {
-        let mode = u16::from_str_radix(value.get_ref(), 8).ok().filter(|mode| *mode <= 0o7777);
-        mode.ok_or_else(|| self.error(&value.span(), format!("{:?} is not an octal mode", value.get_ref())))
-    }
-
-    /// A path in the image, relative to its root.
-    pub(crate) fn path(&self, value: &toml::Spanned<String>) -> Result<String, Error> {
-        let text = self.filled(value, "a path")?;
-        let path = text.strip_prefix('/').unwrap_or(&text);
-        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
-            return Err(self.error(&value.span(), format!("{text:?} has an empty, \".\" or \"..\" component")));
-        }
-        Ok(path.to_owned())
     }
 }
 
@@ -566,45 +510,6 @@ pub fn unknown_role(images: &Path, role: &str) -> Error {
         .collect();
     known.sort();
     Error::UnknownRole { role: role.to_owned(), dir, known: known.join(", ") }
-}
-
-/// What a list of sets asks of the resolver: packages wanted, with where they are asked for, and names omitted.
-#[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    /// Package names with their first origin.
-    pub packages: BTreeMap<String, Origin>,
-    /// Packages that the builder itself uses, without their dependencies.
-    pub inputs: BTreeMap<String, Origin>,
-    /// Names treated as satisfied.
-    pub omits: BTreeSet<String>,
-}
-
-impl Wanted {
-    /// Collects what `sets` ask for.
-    ///
-    /// # Errors
-    /// When one and the same package is asked for and omitted.
-    pub fn of(sets: &[Set]) -> Result<Self, Error> {
-        let mut wanted = Self::default();
-        for set in sets {
-            for package in &set.packages {
-                wanted.packages.entry(package.name.clone()).or_insert_with(|| package.origin.clone());
-            }
-            for input in &set.inputs {
-                wanted.inputs.entry(input.name.clone()).or_insert_with(|| input.origin.clone());
-            }
-            wanted.omits.extend(set.omits.iter().map(|omit| omit.name.clone()));
-        }
-        for omit in sets.iter().flat_map(|set| &set.omits) {
-            if let Some(asked) = wanted.packages.get(&omit.name) {
-                return Err(Error::Syntax {
-                    origin: omit.origin.clone(),
-                    message: format!("{} is omitted here and asked for at {asked}", omit.name),
-                });
-            }
-        }
-        Ok(wanted)
-    }
 }
 
 #[cfg(test)]

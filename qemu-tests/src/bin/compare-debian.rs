@@ -745,6 +745,7 @@ mod tests {
                 modules: Vec::new(),
                 load: Vec::new(),
             },
+            standins: Vec::new(),
         }
     }
 
