@@ -202,6 +202,11 @@ fn run_build(common: &Common, args: BuildArgs, progress: &Progress) -> Result<()
     if common.quiet {
         return Ok(());
     }
+    print_built(&built, progress);
+    Ok(())
+}
+
+fn print_built(built: &build::Built, progress: &Progress) {
     for stage in progress.stages() {
         println!(
             "{:>8.2} s  {}",
@@ -228,7 +233,6 @@ fn run_build(common: &Common, args: BuildArgs, progress: &Progress) -> Result<()
             Size(output.on_disk)
         );
     }
-    Ok(())
 }
 
 fn run_lock(common: &Common, dry_run: bool, progress: &Progress) -> Result<()> {

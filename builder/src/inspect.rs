@@ -139,6 +139,22 @@ fn read_root(file: &mut File, start: u64, length: u64) -> Result<(Option<ImageRe
     Ok((record, entries.iter().map(file_line).collect()))
 }
 
+/// The components of an image, and what it is not.
+fn write_components(text: &mut String, record: &ImageRecord) {
+    for component in &record.components {
+        let _ = writeln!(text, "component {component}");
+        for file in &component.files {
+            let _ = writeln!(text, "  /{} {} bytes sha256 {}", file.path, file.size, file.sha256);
+        }
+    }
+    for name in &record.standin {
+        let _ = writeln!(text, "stand-in: {name} is not the real one; this image is for tests only");
+    }
+    for name in &record.missing {
+        let _ = writeln!(text, "incomplete: the image goes without {name}");
+    }
+}
+
 /// One line for a file: kind, mode, owner, size, path, target.
 fn file_line(entry: &rootfs::squashfs::read::Entry) -> String {
     let (letter, size, target) = match &entry.kind {
@@ -280,18 +296,7 @@ impl Report {
             for note in &record.notes {
                 let _ = writeln!(text, "note: {note}");
             }
-            for component in &record.components {
-                let _ = writeln!(text, "component {component}");
-                for file in &component.files {
-                    let _ = writeln!(text, "  /{} {} bytes sha256 {}", file.path, file.size, file.sha256);
-                }
-            }
-            for name in &record.standin {
-                let _ = writeln!(text, "stand-in: {name} is not the real one; this image is for tests only");
-            }
-            for name in &record.missing {
-                let _ = writeln!(text, "incomplete: the image goes without {name}");
-            }
+            write_components(&mut text, record);
             for package in &record.packages {
                 let _ = writeln!(text, "package {} {} {}", package.name, package.version, package.architecture);
             }

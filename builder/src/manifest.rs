@@ -192,29 +192,6 @@ pub struct Manifest {
 /// The bill of materials of an image, SPDX 2.3.
 #[must_use]
 pub fn sbom(manifest: &Manifest) -> Value {
-    let id = |name: &str| {
-        let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-        format!("SPDXRef-Package-{safe}")
-    };
-    let package = |record: &PackageRecord| {
-        json!({
-            "SPDXID": id(&record.name),
-            "name": record.name,
-            "versionInfo": record.version,
-            "supplier": "Organization: Debian",
-            "downloadLocation": "NOASSERTION",
-            "filesAnalyzed": false,
-            "checksums": [{"algorithm": "SHA256", "checksumValue": record.sha256}],
-            "externalRefs": [{
-                "referenceCategory": "PACKAGE-MANAGER",
-                "referenceType": "purl",
-                "referenceLocator": format!(
-                    "pkg:deb/debian/{}@{}?arch={}&distro=trixie",
-                    record.name, record.version.replace('+', "%2B").replace('~', "%7E").replace(':', "%3A"), record.architecture
-                ),
-            }],
-        })
-    };
     let all = || manifest.image.packages.iter().chain(&manifest.inputs_used);
     let mut packages = vec![json!({
         "SPDXID": "SPDXRef-Image",
@@ -225,14 +202,14 @@ pub fn sbom(manifest: &Manifest) -> Value {
         "primaryPackagePurpose": "OPERATING-SYSTEM",
         "checksums": [{"algorithm": "SHA256", "checksumValue": manifest.raw_sha256}],
     })];
-    packages.extend(all().map(package));
-    packages.extend(manifest.image.components.iter().map(|record| component_package(&id(&record.name), record)));
+    packages.extend(all().map(debian_package));
+    packages.extend(manifest.image.components.iter().map(component_package));
     let mut relationships = vec![json!({
         "spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-Image",
     })];
     let names = all().map(|record| &record.name).chain(manifest.image.components.iter().map(|record| &record.name));
     relationships.extend(names.map(|name| {
-        json!({"spdxElementId": "SPDXRef-Image", "relationshipType": "CONTAINS", "relatedSpdxElement": id(name)})
+        json!({"spdxElementId": "SPDXRef-Image", "relationshipType": "CONTAINS", "relatedSpdxElement": spdx_id(name)})
     }));
     json!({
         "spdxVersion": "SPDX-2.3",
@@ -246,12 +223,36 @@ pub fn sbom(manifest: &Manifest) -> Value {
     })
 }
 
+fn spdx_id(name: &str) -> String {
+    let safe: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    format!("SPDXRef-Package-{safe}")
+}
+
+fn debian_package(record: &PackageRecord) -> Value {
+    let version = record.version.replace('+', "%2B").replace('~', "%7E").replace(':', "%3A");
+    json!({
+        "SPDXID": spdx_id(&record.name),
+        "name": record.name,
+        "versionInfo": record.version,
+        "supplier": "Organization: Debian",
+        "downloadLocation": "NOASSERTION",
+        "filesAnalyzed": false,
+        "checksums": [{"algorithm": "SHA256", "checksumValue": record.sha256}],
+        "externalRefs": [{
+            "referenceCategory": "PACKAGE-MANAGER",
+            "referenceType": "purl",
+            "referenceLocator":
+                format!("pkg:deb/debian/{}@{version}?arch={}&distro=trixie", record.name, record.architecture),
+        }],
+    })
+}
+
 /// A component in the bill of materials: its program's digest stands for it.
-fn component_package(id: &str, record: &ComponentRecord) -> Value {
+fn component_package(record: &ComponentRecord) -> Value {
     let checksums: Vec<Value> =
         record.files.iter().take(1).map(|file| json!({"algorithm": "SHA256", "checksumValue": file.sha256})).collect();
     let mut package = json!({
-        "SPDXID": id,
+        "SPDXID": spdx_id(&record.name),
         "name": record.name,
         "versionInfo": record.version,
         "downloadLocation": record.from.split(' ').next().filter(|from| from.starts_with("https://")).unwrap_or("NOASSERTION"),

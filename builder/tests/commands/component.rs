@@ -241,25 +241,20 @@ fn a_path_goes_before_all_sources() {
     fs::create_dir(&dir).expect("the directory is new");
     let program = dir.join("prog");
     let argument = |path: &Path| format!("prog={}", path.display());
-    for (case, content, source, stem) in [
-        ("a program of the user's own", b"my own".as_slice(), "local", ""),
-        ("the release, from elsewhere", PROGRAM, "release", ""),
-        ("a stand-in, however it comes", STANDIN, "standin", "-standin"),
+    for (case, content, path, source, stem) in [
+        ("a program of the user's own", b"my own".as_slice(), &program, "local", ""),
+        ("the release, from elsewhere", PROGRAM, &dir, "release", ""),
+        ("a stand-in, however it comes", STANDIN, &dir, "standin", "-standin"),
     ] {
         fs::write(&program, content).expect("the directory can be written");
-        for path in [dir.as_path(), program.as_path()] {
-            build(&world, &["--quiet", "--component", &argument(path)]).succeeds();
-            let manifest = world.manifest();
-            assert_eq!(manifest["components"][0]["source"], source, "{case}");
-            assert_eq!(
-                manifest["components"][0]["files"].as_array().map(Vec::len),
-                Some(1),
-                "{case}: images are optional"
-            );
-            assert!(!manifest.to_string().contains("mine"), "{case}: no path of the user's reaches an image");
-            world.output(&format!("{stem}.raw"));
-            clear_out(&world);
-        }
+        build(&world, &["--quiet", "--component", &argument(path)]).succeeds();
+        let manifest = world.manifest();
+        assert_eq!(manifest["components"][0]["source"], source, "{case}");
+        let files = manifest["components"][0]["files"].as_array().map(Vec::len);
+        assert_eq!(files, Some(1), "{case}: images are optional");
+        assert!(!manifest.to_string().contains("mine"), "{case}: no path of the user's reaches an image");
+        world.output(&format!("{stem}.raw"));
+        clear_out(&world);
     }
     build(&world, &["--official-only", "--component", &argument(&program)])
         .fails_with(&["stand-in", "--official-only"]);
