@@ -12,7 +12,7 @@ use super::release::Refusal;
 use super::store::{Files, Packed};
 use super::{go, local, pin, release, store};
 use crate::cache::Cache;
-use crate::fetch::{Fetcher, Patience};
+use crate::fetch::{Fetcher, Patience, Unavailable};
 use crate::lock::Lock;
 use crate::manifest::{ComponentFile, ComponentRecord};
 use crate::parallel;
@@ -156,7 +156,10 @@ fn find(demand: &Demand<'_>, component: &Component, choice: Option<&Choice>) -> 
                 return Ok(origin);
             }
             Err(Refusal::Unavailable(error)) => {
-                reasons.push(format!("{} {}: {error:#}", source.word(), source.version()));
+                // The source is named here; what was asked of it need not be said again.
+                let why =
+                    error.downcast_ref::<Unavailable>().map_or_else(|| format!("{error:#}"), |no| no.reasons.clone());
+                reasons.push(format!("{} {}: {why}", source.word(), source.version()));
             }
             Err(Refusal::Wrong(error)) => return Err(error),
         }
@@ -173,7 +176,7 @@ fn say_instead(demand: &Demand<'_>, component: &Component, origin: &Origin, reas
     let (name, version, why) = (&component.name, &origin.version, reasons.join("; "));
     if origin.standin {
         demand.progress.warn(&format!(
-            "{name} cannot be had ({why}): a stand-in is taken, so this image is for tests only, and says so; give \
+            "{name} cannot be had ({why}); a stand-in is taken: this image is for tests only, and says so. Give \
              --component {name}=PATH for a real one, or --official-only to make this an error"
         ));
     } else {
