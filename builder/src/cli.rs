@@ -17,7 +17,7 @@ use crate::mirror::Mirrors;
 use crate::output::Format;
 use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
-use crate::{boot, inspect, profile, tools};
+use crate::{boot, cluster, inspect, profile, render, tools};
 
 /// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
 #[derive(Debug, Parser)]
@@ -76,9 +76,19 @@ enum Command {
     },
     /// Boot an image in QEMU with its console in the terminal; the image itself is not changed
     Boot(boot::Arguments),
-    /// Show what a node's profile would do
+    /// Check profiles, and show what they would do
     #[command(subcommand)]
     Profile(profile::Command),
+    /// Print the Ignition config of a node; it holds the node's secrets
+    Render(render::Arguments),
+    /// Begin a cluster
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Add secrets that profiles refer to, and list them
+    #[command(subcommand)]
+    Secret(cluster::SecretCommand),
+    /// Make an operator's kubeconfig from the cluster's own authority
+    Kubeconfig(cluster::Kubeconfig),
     /// Unpack the programs that tests and `boot` use, such as QEMU, into the cache
     Tools,
 }
@@ -145,7 +155,11 @@ impl Cli {
                 }
             }
             Command::Boot(args) => return boot::run(&args, &tools_of(&common, &progress)?, &progress),
-            Command::Profile(command) => return profile::run(&command, common.json),
+            Command::Profile(command) => return profile::run(&command, common.json, &progress),
+            Command::Render(arguments) => render::run(&arguments, common.json, &progress)?,
+            Command::Cluster(command) => cluster::run(&command, &progress)?,
+            Command::Secret(command) => cluster::run_secret(&command)?,
+            Command::Kubeconfig(arguments) => cluster::kubeconfig(&arguments, &progress)?,
             Command::Tools => {
                 let root = tools_of(&common, &progress)?.root()?;
                 if common.json {

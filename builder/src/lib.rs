@@ -10,11 +10,13 @@
 //! result.
 //! [`inspect`], [`boot`] and [`tools`] serve those who look at what was built.
 
+pub mod authority;
 pub mod boot;
 pub mod build;
 pub mod cache;
 pub mod cli;
 pub mod component;
+pub mod cluster;
 pub mod compose;
 mod disk_image;
 pub mod fetch;
@@ -36,7 +38,9 @@ pub mod profile;
 pub mod progress;
 pub mod qcow2;
 pub mod recipe;
+pub mod render;
 pub mod scripts;
+pub mod secrets;
 pub mod tools;
 pub mod units;
 pub mod unpack;

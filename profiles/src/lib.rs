@@ -6,10 +6,13 @@
 //! - [`data_disks`]: what becomes of each disk, decided once for the node and for the operator; pure;
 //! - [`mark`]: by what a node knows its disks again.
 //!
-//! Left out so far: profiles as the operator writes them, and their rendering to an Ignition config.
+//! - `language` (with the feature of that name): profiles as the operator writes them, and their rendering to an
+//!   Ignition config. Nodes have no need of it.
 
 pub mod data_disks;
 pub mod inventory;
+#[cfg(feature = "language")]
+pub mod language;
 pub mod mark;
 pub mod node;
 mod problem;
@@ -25,6 +28,7 @@ pub use problem::{Problem, Problems};
 
 /// What a machine is for. An image is built for one role, and a node has the role of its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Runs the K3s server, and workloads too.

@@ -91,6 +91,7 @@ pub struct DataDisks {
 
 /// A file system of data disks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FileSystem {
     /// XFS.
@@ -162,7 +163,7 @@ impl fmt::Display for NodeName {
     }
 }
 
-fn is_dns_label(text: &str) -> bool {
+pub(crate) fn is_dns_label(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (1..=63).contains(&text.len())
         && text.bytes().all(|byte| plain(byte) || byte == b'-')
@@ -170,6 +171,23 @@ fn is_dns_label(text: &str) -> bool {
 }
 
 impl Node {
+    /// A node with nothing but its name and role.
+    #[cfg(feature = "language")]
+    pub(crate) fn bare(name: NodeName, role: Role) -> Self {
+        Self {
+            version: VERSION,
+            name,
+            role,
+            data_disks: Vec::new(),
+            time: None,
+            mesh: None,
+            cluster: None,
+            registration: None,
+            firewall: None,
+            profile: None,
+        }
+    }
+
     /// Parses `node.json`.
     ///
     /// # Errors
@@ -196,24 +214,36 @@ struct RawNode {
     profile: Option<String>,
 }
 
+/// Disks that are to carry data.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema), schemars(rename = "DataDisks"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawDataDisks {
-    name: String,
-    select: RawSelector,
-    count: Count,
+pub(crate) struct RawDataDisks {
+    /// What people call them; unique in the node.
+    pub(crate) name: String,
+    /// Which disks: every criterion must hold.
+    pub(crate) select: RawSelector,
+    /// How many disks there must be: 2, "1..4", ">= 1" or "<= 4".
+    pub(crate) count: Count,
+    /// The file system that they get; xfs where nothing is said.
     #[serde(default)]
-    filesystem: FileSystem,
+    pub(crate) filesystem: FileSystem,
+    /// Consent to lose what is on the one disk that is selected by its whole serial or wwn. It is good for one time.
     #[serde(default)]
-    wipe: bool,
-    wipe_consent: Option<u32>,
+    pub(crate) wipe: bool,
+    /// The number of the consent, counted from 1: a higher one gives it once more.
+    pub(crate) wipe_consent: Option<u32>,
 }
 
-#[derive(Debug, Deserialize)]
+/// Time synchronisation.
+#[derive(Debug, Default, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema), schemars(rename = "Time"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct RawTime {
+pub(crate) struct RawTime {
+    /// Names or addresses of NTP servers; those of the image where there are none.
     #[serde(default)]
     servers: Vec<String>,
+    /// How long a start waits for them, in seconds; 90 where nothing is said.
     wait: Option<u16>,
 }
 
@@ -269,7 +299,7 @@ impl TryFrom<RawNode> for Node {
     }
 }
 
-fn data_disks(raw: Vec<RawDataDisks>, findings: &mut Findings) -> Vec<DataDisks> {
+pub(crate) fn data_disks(raw: Vec<RawDataDisks>, findings: &mut Findings) -> Vec<DataDisks> {
     if raw.len() > LIST_LIMIT {
         findings.add("dataDisks", format!("{} entries, {LIST_LIMIT} at most", raw.len()));
     }
@@ -314,7 +344,7 @@ impl RawDataDisks {
 }
 
 impl RawTime {
-    fn validate(self, findings: &mut Findings) -> Time {
+    pub(crate) fn validate(self, findings: &mut Findings) -> Time {
         if self.servers.len() > LIST_LIMIT {
             findings.add("time.servers", format!("{} entries, {LIST_LIMIT} at most", self.servers.len()));
         }

@@ -56,6 +56,12 @@ impl Findings {
         result.map_err(|error| self.add(path, error)).ok()
     }
 
+    /// What was noted.
+    #[cfg(feature = "language")]
+    pub(crate) fn into_list(self) -> Vec<Problem> {
+        self.0
+    }
+
     /// The value, unless a problem was noted. A value that is missing has a problem noted for it.
     pub(crate) fn settle<T>(self, value: Option<T>) -> Result<T, Problems> {
         match value {

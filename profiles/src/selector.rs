@@ -60,17 +60,27 @@ pub struct Selector {
     pub by_path: Option<Pattern>,
 }
 
-/// A selector as it is written.
+/// Which disks are meant, by facts that the machine reports. All criteria must hold. In texts, * stands for any
+/// characters and ? for one.
 #[derive(Debug, Default, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema), schemars(rename = "Selector"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct RawSelector {
+    /// Size: "18TB" (within 1 %), ">= 16TB", "<= 20TB", "16TB..20TB" or an exact "18000207937536B".
     size: Option<String>,
+    /// Whether it rotates.
     rotational: Option<bool>,
+    /// How it is attached: sata, sas, nvme, usb, virtio, scsi, iscsi, mmc or other.
     transport: Option<String>,
+    /// Vendor.
     vendor: Option<String>,
+    /// Model.
     model: Option<String>,
+    /// Serial number.
     serial: Option<String>,
+    /// World wide name; 0x, naa. and eui. before it do not count.
     wwn: Option<String>,
+    /// A link in /dev/disk/by-path, with or without that directory.
     by_path: Option<String>,
 }
 
@@ -441,6 +451,21 @@ impl<'de> Deserialize<'de> for Count {
             }
         }
         deserializer.deserialize_any(NumberOrText)
+    }
+}
+
+#[cfg(feature = "language")]
+impl schemars::JsonSchema for Count {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Count".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "anyOf": [{ "type": "integer", "minimum": 1 }, { "type": "string" }],
+            "x-hint": "write 2, \"1..4\", \">= 1\" or \"<= 4\"",
+            "x-parse": "count",
+        })
     }
 }
 

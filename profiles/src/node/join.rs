@@ -180,6 +180,13 @@ impl Network {
         self.prefix
     }
 
+    /// The network of so many bits around an address; `None` when it has fewer.
+    #[must_use]
+    pub fn around(address: IpAddr, prefix: u8) -> Option<Self> {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        (prefix <= bits).then(|| Self { address: masked(address, prefix), prefix })
+    }
+
     /// Whether an address is of this network.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
@@ -271,11 +278,15 @@ pub(super) struct RawRegistration {
     certificate_authority: String,
 }
 
+/// What a node lets in on other interfaces than the mesh's.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(feature = "language", derive(schemars::JsonSchema), schemars(rename = "Firewall"))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct RawFirewall {
+pub(crate) struct RawFirewall {
+    /// TCP ports.
     #[serde(default)]
     tcp: Vec<u16>,
+    /// UDP ports.
     #[serde(default)]
     udp: Vec<u16>,
 }
@@ -283,21 +294,14 @@ pub(super) struct RawFirewall {
 impl RawMesh {
     pub(super) fn validate(self, findings: &mut Findings) -> Mesh {
         if let Some(url) = &self.login_server {
-            let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-            if !rest.is_some_and(|rest| is_authority(rest.trim_end_matches('/'))) {
-                findings.add("mesh.loginServer", format!("{url:?} is not an address such as https://mesh.example"));
-            }
+            findings.take("mesh.loginServer", check_login_server(url));
         }
         if let Some(path) = &self.auth_key_file {
             is_secret_file("mesh.authKeyFile", path, findings);
         }
         limit("mesh.tags", self.tags.len(), findings);
         for (index, tag) in self.tags.iter().enumerate() {
-            let name = tag.strip_prefix("tag:").unwrap_or_default();
-            let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-            if !plain || !name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic()) {
-                findings.add(format!("mesh.tags[{index}]"), format!("{tag:?} is not a tag such as tag:worker"));
-            }
+            findings.take(&format!("mesh.tags[{index}]"), check_tag(tag));
         }
         is_wait("mesh.wait", self.wait, findings);
         Mesh {
@@ -307,6 +311,21 @@ impl RawMesh {
             wait: self.wait,
         }
     }
+}
+
+/// Whether this is the base URL of a mesh's control server.
+pub(crate) fn check_login_server(url: &str) -> Result<(), String> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let is = rest.is_some_and(|rest| is_authority(rest.trim_end_matches('/')));
+    is.then_some(()).ok_or_else(|| format!("{url:?} is not an address such as https://mesh.example"))
+}
+
+/// Whether this is a tag of the mesh.
+pub(crate) fn check_tag(tag: &str) -> Result<(), String> {
+    let name = tag.strip_prefix("tag:").unwrap_or_default();
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    let is = plain && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+    is.then_some(()).ok_or_else(|| format!("{tag:?} is not a tag such as tag:worker"))
 }
 
 impl RawCluster {
@@ -328,20 +347,8 @@ impl RawCluster {
         {
             findings.add("cluster.serviceNetwork", format!("{services} overlaps the pods' {pods}"));
         }
-        limit("cluster.labels", self.labels.len(), findings);
-        limit("cluster.taints", self.taints.len(), findings);
-        for (key, value) in &self.labels {
-            let path = format!("cluster.labels[{key:?}]");
-            findings.take(&path, is_label_key(key).then_some(()).ok_or("not a label key such as example.org/site"));
-            let is_value = value.is_empty() || is_label_name(value);
-            findings.take(&path, is_value.then_some(()).ok_or("the value has up to 63 of A-Z, a-z, 0-9, -, _ and ."));
-        }
-        for (index, taint) in self.taints.iter().enumerate() {
-            if !is_taint(taint) {
-                let message = "not a taint such as key=value:NoSchedule (or PreferNoSchedule, NoExecute)";
-                findings.add(format!("cluster.taints[{index}]"), format!("{taint:?} is {message}"));
-            }
-        }
+        check_labels("cluster.labels", &self.labels, findings);
+        check_taints("cluster.taints", &self.taints, findings);
         is_wait("cluster.wait", self.wait, findings);
         let server = match server {
             Some(None) => return None,
@@ -361,6 +368,28 @@ impl RawCluster {
     }
 }
 
+/// Labels of a Node.
+pub(crate) fn check_labels(path: &str, labels: &BTreeMap<String, String>, findings: &mut Findings) {
+    limit(path, labels.len(), findings);
+    for (key, value) in labels {
+        let path = format!("{path}[{key:?}]");
+        findings.take(&path, is_label_key(key).then_some(()).ok_or("not a label key such as example.org/site"));
+        let is_value = value.is_empty() || is_label_name(value);
+        findings.take(&path, is_value.then_some(()).ok_or("the value has up to 63 of A-Z, a-z, 0-9, -, _ and ."));
+    }
+}
+
+/// Taints of a Node.
+pub(crate) fn check_taints(path: &str, taints: &[String], findings: &mut Findings) {
+    limit(path, taints.len(), findings);
+    for (index, taint) in taints.iter().enumerate() {
+        if !is_taint(taint) {
+            let message = "not a taint such as key=value:NoSchedule (or PreferNoSchedule, NoExecute)";
+            findings.add(format!("{path}[{index}]"), format!("{taint:?} is {message}"));
+        }
+    }
+}
+
 impl RawRegistration {
     pub(super) fn validate(self, role: Role, findings: &mut Findings) -> Option<Registration> {
         if role != Role::Edge {
@@ -376,7 +405,7 @@ impl RawRegistration {
 }
 
 impl RawFirewall {
-    pub(super) fn validate(self, findings: &mut Findings) -> Firewall {
+    pub(crate) fn validate(self, findings: &mut Findings) -> Firewall {
         for (path, ports) in [("firewall.tcp", &self.tcp), ("firewall.udp", &self.udp)] {
             limit(path, ports.len(), findings);
             if ports.contains(&0) {
@@ -393,7 +422,7 @@ fn limit(path: &str, count: usize, findings: &mut Findings) {
     }
 }
 
-fn is_wait(path: &str, wait: Option<u32>, findings: &mut Findings) {
+pub(crate) fn is_wait(path: &str, wait: Option<u32>, findings: &mut Findings) {
     if let Some(wait) = wait.filter(|wait| !(1..=WAIT_LIMIT).contains(wait)) {
         findings.add(path, format!("{wait} s, expected 1 to {WAIT_LIMIT} s"));
     }
