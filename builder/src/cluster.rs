@@ -58,11 +58,13 @@ pub enum SecretCommand {
         /// The file that holds the value [default: standard input]
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Where it is.
         #[command(flatten)]
         at: At,
     },
     /// Print the names of all entries
     List {
+        /// Where it is.
         #[command(flatten)]
         at: At,
     },

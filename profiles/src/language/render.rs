@@ -9,7 +9,7 @@ mod merge;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use ignition_config::v3_5::{Config, Directory, File, Passwd, Storage, Systemd, Unit, User};
+use ignition_config::v3_5::{Config, Directory, File, Passwd, Resource, Storage, Systemd, Unit, User};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
@@ -184,7 +184,7 @@ pub fn join_token(authority: &str, secret: &Secret) -> Secret {
         Some((at, _)) if authority.matches(BEGIN).count() > 1 => {
             let body = authority[at + BEGIN.len()..].split("-----END").next().unwrap_or_default();
             let body: String = body.split_ascii_whitespace().collect();
-            content::from_base64(&body).map(|der| Sha256::digest(der))
+            content::from_base64(&body).map(Sha256::digest)
         }
         _ => None,
     };
@@ -197,8 +197,9 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What is laid into a node.
-#[derive(Default)]
 struct Laid {
+    /// How contents are written.
+    write: fn(&[u8]) -> Resource,
     directories: BTreeMap<String, i64>,
     files: BTreeMap<String, File>,
 }
@@ -210,7 +211,7 @@ impl Laid {
 
     fn file(&mut self, path: &str, mode: i64, bytes: &[u8]) {
         let mut file = File::new(path.to_owned());
-        file.contents = Some(content::resource(bytes));
+        file.contents = Some((self.write)(bytes));
         file.mode = Some(mode);
         file.overwrite = Some(true);
         self.files.insert(path.to_owned(), file);
@@ -223,7 +224,9 @@ fn config(
     secrets: &dyn Secrets,
     digest: Option<String>,
 ) -> Result<Config, RenderError> {
-    let mut laid = Laid::default();
+    // What compression makes of a text is not the same in every version; the digest is.
+    let write = if digest.is_some() { content::shortest } else { content::plain };
+    let mut laid = Laid { write, directories: BTreeMap::new(), files: BTreeMap::new() };
     laid.file("/etc/hostname", 0o644, format!("{}\n", profile.node.name).as_bytes());
     lay_secrets(&mut laid, cluster, profile, secrets)?;
     lay_node(&mut laid, cluster, profile, secrets, digest)?;

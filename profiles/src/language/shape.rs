@@ -342,9 +342,7 @@ fn distance(one: &str, other: &str) -> usize {
     for (i, row) in table.iter_mut().enumerate() {
         row[0] = i;
     }
-    for j in 0..=other.len() {
-        table[0][j] = j;
-    }
+    table[0] = (0..=other.len()).collect();
     for i in 1..=one.len() {
         for j in 1..=other.len() {
             let exchange = table[i - 1][j - 1] + usize::from(one[i - 1] != other[j - 1]);

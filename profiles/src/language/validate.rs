@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ignition_config::v3_5;
+use ignition_config::{Warning, v3_5};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
@@ -424,7 +424,13 @@ fn extra(path: &str, mut inline: Map<String, Value>, findings: &mut Findings) ->
     let parsed = ignition_config::Config::parse_str(&text).map_err(|error| format!("not an Ignition config: {error}"));
     let (config, warnings) = findings.take(path, parsed)?;
     for warning in &warnings {
-        findings.add(path, format!("not known to Ignition: {warning}"));
+        match warning {
+            Warning::UnusedKey(key) => {
+                let key = key.strip_prefix('$').unwrap_or(key);
+                findings.add(format!("{path}{key}"), "not known to Ignition");
+            }
+            other => findings.add(path, other),
+        }
     }
     match config {
         ignition_config::Config::V3_5(config) => {

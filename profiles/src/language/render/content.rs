@@ -9,16 +9,21 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use ignition_config::v3_5::Resource;
 
-/// The content of a file, for Ignition.
-pub(super) fn resource(bytes: &[u8]) -> Resource {
-    let plain = [percent(bytes), format!("data:;base64,{}", STANDARD.encode(bytes))];
-    let plain = plain.into_iter().min_by_key(String::len).expect("there are two");
+/// The content of a file, for Ignition, in the shortest way without compression.
+pub(super) fn plain(bytes: &[u8]) -> Resource {
+    let ways = [percent(bytes), format!("data:;base64,{}", STANDARD.encode(bytes))];
+    Resource { source: ways.into_iter().min_by_key(String::len), ..Resource::default() }
+}
+
+/// The content of a file, for Ignition, in the shortest way.
+pub(super) fn shortest(bytes: &[u8]) -> Resource {
+    let plain = plain(bytes);
     let packed = format!("data:;base64,{}", STANDARD.encode(gzip(bytes)));
     // The word `"compression":"gzip",` takes room, too.
-    if packed.len() + 22 < plain.len() {
+    if packed.len() + 22 < plain.source.as_ref().map_or(0, String::len) {
         Resource { source: Some(packed), compression: Some("gzip".to_owned()), ..Resource::default() }
     } else {
-        Resource { source: Some(plain), ..Resource::default() }
+        plain
     }
 }
 
@@ -59,12 +64,12 @@ mod tests {
             ("a word", b"worker-1\n", "data:,worker-1%0A"),
             ("bytes", &[0, 1, 2, 3, 255, 254], "data:;base64,AAECA//+"),
         ] {
-            let resource = resource(bytes);
+            let resource = shortest(bytes);
             assert_eq!(resource.source.as_deref(), Some(expected), "{case}");
             assert_eq!(resource.compression, None, "{case}");
         }
         let long = "the same again and again\n".repeat(40);
-        let resource = resource(long.as_bytes());
+        let resource = shortest(long.as_bytes());
         assert_eq!(resource.compression.as_deref(), Some("gzip"));
         let source = resource.source.expect("a source");
         let packed = from_base64(source.strip_prefix("data:;base64,").expect("base64")).expect("base64");
