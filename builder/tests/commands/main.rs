@@ -11,5 +11,6 @@ mod component;
 mod download;
 mod fetch;
 mod lock;
+mod profiles;
 mod server;
 mod world;
