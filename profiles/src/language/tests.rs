@@ -420,6 +420,11 @@ fn profiles_are_judged_together() {
             ],
         ),
         (
+            "a file without name",
+            vec![("a", CONTROL), ("B_b", "role: worker\ntaints: [x]\n")],
+            vec!["nodes/B_b.yaml:1:1: \"B_b\" is not a name", "nodes/B_b.yaml:2:10: taints[0]: \"x\" is not a taint"],
+        ),
+        (
             "everything at once",
             vec![("a", "rôle: x\n"), ("b", "role: worker\ntaints: [x]\nfoo: 1\n")],
             vec![
@@ -435,6 +440,18 @@ fn profiles_are_judged_together() {
             && found.iter().zip(&expected).all(|(found, expected)| found.starts_with(expected));
         assert!(same, "{case}: {found:#?}");
     }
+}
+
+#[test]
+fn nodes_are_judged_though_the_cluster_is_wrong() {
+    let found = findings("name: h\n", &[("b", "role: worker\ntaints: [x]\ndataDisks: 1\n")]);
+    let expected = [
+        "cluster.yaml:1:1: k3s is missing",
+        "nodes/b.yaml:2:10: taints[0]: \"x\" is not a taint",
+        "nodes/b.yaml:3:12: dataDisks: expected a list, found the number 1",
+    ];
+    let same = found.len() == 3 && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+    assert!(same, "{found:#?}");
 }
 
 #[test]

@@ -14,7 +14,9 @@ const MESH: &str = "100.64.0.0/10";
 
 pub(super) fn check(common: &Common, cluster: &mut Document, members: &mut [Member]) {
     check_names(members);
-    check_server(common, cluster, members);
+    if common.server_known {
+        check_server(common, cluster, members);
+    }
     check_networks(common, cluster, members);
     check_addresses(members);
     check_disks(members);
@@ -152,7 +154,7 @@ fn exact(disks: &DataDisks) -> impl Iterator<Item = (&'static str, String)> {
 fn check_replicas(common: &Common, cluster: &mut Document, members: &[Member]) {
     let with_disks = |member: &&Member| member.profile.as_ref().is_some_and(|own| !own.node.data_disks.is_empty());
     let nodes = members.iter().filter(with_disks).count();
-    let known = members.iter().all(|member| member.profile.is_some());
+    let known = members.iter().all(|member| member.document.is_sound());
     if let Some(replicas) = common.replicas.filter(|&replicas| known && replicas as usize > nodes) {
         let message = format!("{replicas} copies of each volume, and {nodes} nodes with data disks");
         cluster.find("storage.replicas", message, Some("each copy is on another node".to_owned()));

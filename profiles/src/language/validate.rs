@@ -6,7 +6,7 @@ use ignition_config::{Warning, v3_5};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::model::{ClusterFile, NodeFile, RawK3s, SecretRef, WipePolicy};
+use super::model::{ClusterFile, NodeFile, RawK3s, RawNodeMesh, SecretRef, WipePolicy};
 use super::render::reserved;
 use super::yaml::{self, Node as Tree, Position};
 use super::{
@@ -69,6 +69,11 @@ impl Document {
         self.findings.push(Finding { file, line: at.line, column: at.column, path, message, hint });
     }
 
+    /// Whether nothing is wrong in it so far.
+    pub(super) fn is_sound(&self) -> bool {
+        self.findings.is_empty()
+    }
+
     /// Notes something that is wrong at a path.
     pub(super) fn find(&mut self, path: &str, message: impl Into<String>, hint: Option<String>) {
         self.find_at(self.root.locate(path), path, message.into(), hint);
@@ -88,6 +93,8 @@ impl Document {
 /// What of the cluster is needed to judge a node.
 pub(super) struct Common {
     pub(super) cluster: Cluster,
+    /// Whether the server's name is one.
+    pub(super) server_known: bool,
     mesh: Mesh,
     auth_key: Option<SecretRef>,
     /// Whether it is known that there is none: what is wrong with it was told already.
@@ -115,13 +122,11 @@ pub(super) struct Member {
 /// See [`Profiles::parse`].
 pub(super) fn validate(sources: &Sources<'_>) -> Result<Profiles, Vec<Finding>> {
     let (mut cluster, raw) = Document::read::<ClusterFile>(&sources.cluster, &schema::cluster());
-    let common = raw.and_then(|raw| common(raw, &mut cluster));
+    let common = raw.map_or_else(Common::unknown, |raw| common(raw, &mut cluster));
     let schema = schema::node();
     let mut members: Vec<Member> =
-        sources.nodes.iter().map(|source| member(source, &schema, common.as_ref(), sources.read)).collect();
-    if let Some(common) = &common {
-        together::check(common, &mut cluster, &mut members);
-    }
+        sources.nodes.iter().map(|source| member(source, &schema, &common, sources.read)).collect();
+    together::check(&common, &mut cluster, &mut members);
     let mut findings = cluster.findings;
     let mut nodes = BTreeMap::new();
     for member in members {
@@ -130,16 +135,43 @@ pub(super) fn validate(sources: &Sources<'_>) -> Result<Profiles, Vec<Finding>> 
             nodes.insert(profile.node.name.clone(), profile);
         }
     }
-    match common {
-        Some(common) if findings.is_empty() => Ok(Profiles { cluster: common.cluster, nodes }),
-        Some(_) | None => {
-            findings.sort();
-            Err(findings)
+    if findings.is_empty() {
+        return Ok(Profiles { cluster: common.cluster, nodes });
+    }
+    findings.sort();
+    Err(findings)
+}
+
+impl Common {
+    /// What stands for a cluster of which too little is known, so that its nodes are judged all the same.
+    fn unknown() -> Self {
+        let name: NodeName = "unknown".parse().expect("a name");
+        let network = |text: &str| text.parse::<Network>().expect("a network");
+        Self {
+            cluster: Cluster { name: name.clone(), server: name, token: join_token(), registries: None },
+            server_known: false,
+            mesh: Mesh { login_server: None, auth_key_file: None, tags: Vec::new(), wait: None },
+            auth_key: None,
+            no_auth_key: false,
+            tags: BTreeMap::new(),
+            pods: network(POD_NETWORK),
+            services: network(SERVICE_NETWORK),
+            config: BTreeMap::new(),
+            wait: None,
+            time: None,
+            authorized_keys: Vec::new(),
+            // What is not known to be forbidden is not told.
+            wipe: WipePolicy::Named,
+            replicas: None,
         }
     }
 }
 
-fn common(raw: ClusterFile, document: &mut Document) -> Option<Common> {
+fn join_token() -> SecretRef {
+    SecretRef::Secret("join-token".to_owned())
+}
+
+fn common(raw: ClusterFile, document: &mut Document) -> Common {
     let mut findings = Findings::default();
     let name = findings.take("name", raw.name.parse::<NodeName>());
     if let Some(url) = &raw.mesh.login_server {
@@ -161,12 +193,13 @@ fn common(raw: ClusterFile, document: &mut Document) -> Option<Common> {
     let time = raw.time.map(|time| time.validate(&mut findings));
     check_keys("authorizedKeys", &raw.authorized_keys, &mut findings);
     document.take(findings);
-    let k3s = raw.k3s;
-    Some(Common {
+    let (k3s, unknown) = (raw.k3s, Common::unknown());
+    Common {
+        server_known: server.is_some(),
         cluster: Cluster {
-            name: name?,
-            server: server?,
-            token: k3s.token.unwrap_or_else(|| SecretRef::Secret("join-token".to_owned())),
+            name: name.unwrap_or(unknown.cluster.name),
+            server: server.unwrap_or(unknown.cluster.server),
+            token: k3s.token.unwrap_or_else(join_token),
             registries: k3s.registries,
         },
         mesh: Mesh {
@@ -178,15 +211,15 @@ fn common(raw: ClusterFile, document: &mut Document) -> Option<Common> {
         no_auth_key: raw.mesh.auth_key.is_none() && !document.findings.iter().any(|it| it.path.starts_with("mesh")),
         auth_key: raw.mesh.auth_key,
         tags,
-        pods: pods?,
-        services: services?,
+        pods: pods.unwrap_or(unknown.pods),
+        services: services.unwrap_or(unknown.services),
         config: BTreeMap::from([(Role::Control, k3s.config.control), (Role::Worker, k3s.config.worker)]),
         wait: k3s.wait,
         time,
         authorized_keys: raw.authorized_keys,
         wipe: raw.storage.wipe,
         replicas: raw.storage.replicas,
-    })
+    }
 }
 
 /// The server and the networks of pods and services.
@@ -266,7 +299,7 @@ fn stem(path: &str) -> &str {
 
 type Read<'a> = &'a dyn Fn(&str) -> Result<String, String>;
 
-fn member(source: &Source, schema: &Value, common: Option<&Common>, read: Read<'_>) -> Member {
+fn member(source: &Source, schema: &Value, common: &Common, read: Read<'_>) -> Member {
     let (mut document, raw) = Document::read::<NodeFile>(source, schema);
     let name = match stem(&source.path).parse::<NodeName>() {
         Ok(name) => Some(name),
@@ -283,44 +316,29 @@ fn member(source: &Source, schema: &Value, common: Option<&Common>, read: Read<'
         let hint = format!("leave it out, or call the file nodes/{said}.yaml");
         document.find("name", format!("{said:?} is not the file's name, {name}"), Some(hint));
     }
-    let profile = match (raw, &name, common) {
-        (Some(raw), Some(name), Some(common)) => {
-            let mut findings = Findings::default();
-            let profile = profile(name, raw, common, read, &mut findings);
-            document.take(findings);
-            profile
-        }
-        _ => None,
-    };
+    let profile = raw.map(|raw| {
+        let mut findings = Findings::default();
+        // What has no name is judged all the same.
+        let name = name.clone().unwrap_or_else(|| common.cluster.name.clone());
+        let profile = profile(&name, raw, common, read, &mut findings);
+        document.take(findings);
+        profile
+    });
     Member { document, profile, name, role }
 }
 
-fn profile(
-    name: &NodeName,
-    raw: NodeFile,
-    common: &Common,
-    read: Read<'_>,
-    findings: &mut Findings,
-) -> Option<Profile> {
+fn profile(name: &NodeName, raw: NodeFile, common: &Common, read: Read<'_>, findings: &mut Findings) -> Profile {
     let role = raw.role;
     check_role(&raw, findings);
-    check_reference("mesh.authKey", raw.mesh.auth_key.as_ref(), findings);
     check_reference("registration.token", raw.registration.token.as_ref(), findings);
-    let auth_key = raw.mesh.auth_key.or_else(|| common.auth_key.clone());
-    if auth_key.is_none() && common.no_auth_key {
-        let message = "no auth key: say mesh.authKey here or in cluster.yaml, such as {secret: auth-key}";
-        findings.add("mesh", message);
-    }
-    let mut tags = common.tags.get(&role).cloned().unwrap_or_default();
-    for (index, tag) in raw.mesh.tags.into_iter().enumerate() {
-        findings.take(&format!("mesh.tags[{index}]"), check_tag(&tag));
-        if !tags.contains(&tag) {
-            tags.push(tag);
-        }
-    }
+    let (mesh, auth_key) = mesh(raw.mesh, role, common, findings);
     k3s::check_config("k3s.config", &raw.k3s.config, findings);
     check_keys("authorizedKeys", &raw.authorized_keys, findings);
-    let cluster = (role != Role::Edge).then(|| {
+    let mut node = Node::bare(name.clone(), role);
+    node.data_disks = node::data_disks(raw.data_disks, findings);
+    node.time.clone_from(&common.time);
+    node.mesh = Some(mesh);
+    node.cluster = (role != Role::Edge).then(|| {
         let mut config = common.config.get(&role).cloned().unwrap_or_default();
         config.extend(raw.k3s.config);
         join::Cluster {
@@ -334,18 +352,44 @@ fn profile(
             wait: common.wait,
         }
     });
+    node.firewall = raw.firewall.map(|firewall| firewall.validate(findings));
     let registration = (role == Role::Edge)
         .then(|| raw.registration.token.unwrap_or_else(|| SecretRef::Secret(format!("registration-{name}"))));
-    let mut node = Node::bare(name.clone(), role);
-    node.data_disks = node::data_disks(raw.data_disks, findings);
-    node.time.clone_from(&common.time);
-    node.mesh = Some(Mesh { auth_key_file: Some(format!("{SECRETS}/auth-key").into()), tags, ..common.mesh.clone() });
-    node.cluster = cluster;
-    node.firewall = raw.firewall.map(|firewall| firewall.validate(findings));
     let network = raw.network.map(|network| network::validate(network, findings));
     let mut authorized_keys = common.authorized_keys.clone();
     authorized_keys.extend(raw.authorized_keys.into_iter().filter(|key| !common.authorized_keys.contains(key)));
-    let ignition = match (raw.ignition, raw.ignition_file) {
+    let ignition = further(raw.ignition, raw.ignition_file, read, findings);
+    Profile { node, auth_key, registration, network, authorized_keys, ignition }
+}
+
+/// The mesh of a node, and its auth key.
+fn mesh(raw: RawNodeMesh, role: Role, common: &Common, findings: &mut Findings) -> (Mesh, SecretRef) {
+    check_reference("mesh.authKey", raw.auth_key.as_ref(), findings);
+    let auth_key = raw.auth_key.or_else(|| common.auth_key.clone());
+    if auth_key.is_none() && common.no_auth_key {
+        let message = "no auth key: say mesh.authKey here or in cluster.yaml, such as {secret: auth-key}";
+        findings.add("mesh", message);
+    }
+    let mut tags = common.tags.get(&role).cloned().unwrap_or_default();
+    for (index, tag) in raw.tags.into_iter().enumerate() {
+        findings.take(&format!("mesh.tags[{index}]"), check_tag(&tag));
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    let mesh = Mesh { auth_key_file: Some(format!("{SECRETS}/auth-key").into()), tags, ..common.mesh.clone() };
+    // One that is missing has been told.
+    (mesh, auth_key.unwrap_or_else(|| SecretRef::Secret("auth-key".to_owned())))
+}
+
+/// Further parts of the Ignition config, from one of two places.
+fn further(
+    inline: Option<Map<String, Value>>,
+    file: Option<String>,
+    read: Read<'_>,
+    findings: &mut Findings,
+) -> Option<v3_5::Config> {
+    match (inline, file) {
         (Some(_), Some(_)) => {
             findings.add("ignitionFile", "beside ignition: say one of the two");
             None
@@ -355,8 +399,7 @@ fn profile(
             extra_file(&path, read, findings).and_then(|inline| extra("ignitionFile", inline, findings))
         }
         (None, None) => None,
-    };
-    Some(Profile { node, auth_key: auth_key?, registration, network, authorized_keys, ignition })
+    }
 }
 
 /// What belongs to one role alone.
