@@ -268,7 +268,7 @@ pub(crate) struct RawVlan {
     #[schemars(range(min = 1, max = 4094))]
     pub(crate) id: u16,
     /// The link that it is on.
-    pub(crate) on: String,
+    pub(crate) link: String,
 }
 
 /// A link made of others.

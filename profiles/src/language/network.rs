@@ -166,14 +166,14 @@ fn interface(name: &str, raw: RawInterface, findings: &mut Findings) -> Interfac
             Made::Device
         }
         (Some(vlan), None) => {
-            if name != format!("vlan{}", vlan.id) && name != format!("{}.{}", vlan.on, vlan.id) {
-                let expected = format!("vlan{} or {}.{}", vlan.id, vlan.on, vlan.id);
+            if name != format!("vlan{}", vlan.id) && name != format!("{}.{}", vlan.link, vlan.id) {
+                let expected = format!("vlan{} or {}.{}", vlan.id, vlan.link, vlan.id);
                 findings.add(
                     format!("{path}.vlan"),
                     format!("the name {name} is not that of this VLAN: call it {expected}"),
                 );
             }
-            Made::Vlan { id: vlan.id, on: vlan.on }
+            Made::Vlan { id: vlan.id, on: vlan.link }
         }
         (None, Some(bond)) => {
             check_members(&path, &bond.members, findings);

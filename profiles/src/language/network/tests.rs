@@ -56,12 +56,12 @@ fn what_is_wrong_is_told() {
         ),
         (
             "VLAN's name",
-            "vlan6: {vlan: {id: 5, on: eno1}, dhcp: true}",
+            "vlan6: {vlan: {id: 5, link: eno1}, dhcp: true}",
             vec!["vlan6.vlan: the name vlan6 is not that of this VLAN: call it vlan5 or eno1.5"],
         ),
         (
             "circle",
-            "vlan1: {vlan: {id: 1, on: vlan2}}\n  vlan2: {vlan: {id: 2, on: vlan1}}",
+            "vlan1: {vlan: {id: 1, link: vlan2}}\n  vlan2: {vlan: {id: 2, link: vlan1}}",
             vec!["vlan1: vlan1 is made of itself", "vlan2: vlan2 is made of itself"],
         ),
         (
@@ -101,7 +101,7 @@ fn what_is_wrong_is_told() {
 #[test]
 fn words_and_units_say_the_same() {
     let yaml = "interfaces:\n  lan0: {mac: 52-54-00-AB-cd-ef, mtu: 9000}\n  bond0: {bond: {members: [lan0, eno2], mode: 802.3ad}}\n  \
-                bond0.5: {vlan: {id: 5, on: bond0}, addresses: [192.0.2.5/24, '2001:db8::5/64'], gateways: [192.0.2.1], \
+                bond0.5: {vlan: {id: 5, link: bond0}, addresses: [192.0.2.5/24, '2001:db8::5/64'], gateways: [192.0.2.1], \
                 routes: [{to: 10.0.0.0/8, via: 192.0.2.9}, {to: 'fd00::/8'}]}\n  eno3: {dhcp: true, ipv6Auto: true, mtu: 1400}\n\
                 nameservers: [9.9.9.9, '2620:fe::fe']\n";
     let (network, found) = network(yaml);
