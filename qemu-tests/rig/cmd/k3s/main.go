@@ -44,6 +44,7 @@ COMMANDS:
 `
 
 func main() {
+	setVersion()
 	if err := run(os.Args[1:]); err != nil {
 		log.Fatal("%v", err)
 	}
@@ -82,7 +83,6 @@ func runNode(options *config.Config) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%s must be run as root", options.Command)
 	}
-	setVersion()
 	// Components tell systemd that they are ready, too. Only the whole is.
 	socket := os.Getenv("NOTIFY_SOCKET")
 	if err := os.Unsetenv("NOTIFY_SOCKET"); err != nil {

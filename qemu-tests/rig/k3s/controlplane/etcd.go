@@ -31,7 +31,9 @@ func startEtcd(ctx context.Context, options *config.Config) (*embed.Etcd, string
 	etcd := embed.NewConfig()
 	etcd.Name = "standin"
 	etcd.Dir = directory
-	etcd.ListenClientUrls, etcd.AdvertiseClientUrls = []url.URL{clients}, []url.URL{clients}
+	etcd.ListenClientUrls = []url.URL{clients}
+	// etcd advertises no socket. No other member reads what it advertises, and nobody listens there.
+	etcd.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2379"}}
 	etcd.ListenPeerUrls, etcd.AdvertisePeerUrls = []url.URL{peers}, []url.URL{peers}
 	etcd.InitialCluster = etcd.Name + "=" + peers.String()
 	etcd.LogLevel = "error"
