@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sort"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/template"
@@ -50,6 +51,7 @@ state = "/run/k3s/containerd"
   stream_server_port = "10010"
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
+  restrict_oom_score_adj = {{.Restricted}}
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "overlayfs"
@@ -76,6 +78,7 @@ func (a *Agent) startContainerd(ctx context.Context) error {
 	err = containerdConfig.Execute(&config, map[string]any{
 		"Root": a.path("containerd"), "Socket": Socket, "Pause": a.options.Text("pause-image"),
 		"SystemdCgroup": a.systemd, "Plugins": plugins, "Networks": a.networkDirectory(),
+		"Restricted": !mayLowerScores(),
 	})
 	if err != nil {
 		return err
@@ -193,6 +196,20 @@ func decompress(path string, file io.Reader) (io.ReadCloser, error) {
 	default:
 		return io.NopCloser(file), nil
 	}
+}
+
+// mayLowerScores says whether pods may be made less likely to be killed than we are. In some containers and sandboxes
+// not even root may; runc would fail there.
+func mayLowerScores() bool {
+	const resource = 24 // CAP_SYS_RESOURCE in linux/capability.h
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return true
+	}
+	_, effective, _ := strings.Cut(string(status), "CapEff:")
+	effective, _, _ = strings.Cut(effective, "\n")
+	set, err := strconv.ParseUint(strings.TrimSpace(effective), 16, 64)
+	return err != nil || set&(1<<resource) != 0
 }
 
 func findPlugins() (string, error) {
