@@ -26,7 +26,7 @@ import (
 
 const (
 	version      = kubernetesVersion + "+standin"
-	stopPatience = 15 * time.Second
+	stopPatience = 3 * time.Second
 )
 
 const usage = `NAME:

@@ -92,7 +92,8 @@ func (p *ControlPlane) Stop(patience time.Duration) {
 	case <-p.apiEnded:
 	case <-time.After(patience):
 	}
-	p.etcd.Close()
+	// Close would wait for clients to let go of their watches; the process ends with this.
+	p.etcd.Server.Stop()
 }
 
 func (p *ControlPlane) report(component string, err error) {

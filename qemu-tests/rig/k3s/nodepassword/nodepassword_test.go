@@ -10,7 +10,7 @@ import (
 )
 
 func TestEnsure(t *testing.T) {
-	ctx, client := context.Background(), fake.NewSimpleClientset()
+	ctx, client := context.Background(), fake.NewClientset()
 	steps := []struct {
 		what, node, password string
 		mismatch             bool
