@@ -86,6 +86,7 @@ func (a *Agent) kubeletConfig(settings *supervisor.Settings) map[string]any {
 		"staticPodPath":       a.path("pod-manifests"),
 		"tlsCertFile":         a.path("serving-kubelet.crt"),
 		"tlsPrivateKeyFile":   a.path("serving-kubelet.key"),
+		"volumePluginDir":     "/var/lib/kubelet/volumeplugins",
 	}
 }
 

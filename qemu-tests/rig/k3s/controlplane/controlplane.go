@@ -198,6 +198,7 @@ func (p *ControlPlane) controllerManagerArgs() []string {
 		"--cluster-signing-cert-file=" + tls("client-ca.crt"),
 		"--cluster-signing-key-file=" + tls("client-ca.key"),
 		"--controllers=*,tokencleaner",
+		"--flex-volume-plugin-dir=/var/lib/kubelet/volumeplugins",
 		"--kubeconfig=" + p.files.path("cred", "controller.kubeconfig"),
 		"--leader-elect=false",
 		"--profiling=false",
