@@ -19,6 +19,7 @@ mod files;
 mod ignition;
 mod init;
 mod machine_id;
+mod mesh;
 mod network;
 mod run;
 mod sources;

@@ -157,7 +157,10 @@ impl Step for Confirm {
 }
 
 /// Overwrites a file and removes it. On a file system in memory this is the memory that the secret was in.
-fn scrub(path: &Path) -> anyhow::Result<()> {
+///
+/// # Errors
+/// When it is there and cannot be removed.
+pub(crate) fn scrub(path: &Path) -> anyhow::Result<()> {
     let scrub = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).open(path)?;
         let length = file.metadata()?.len();

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | none | identity, root: maintenance mode; the report is repeated when disks or addresses change |
 //! | without node.json | identity, root, confirm: Ignition has done the rest |
-//! | with node.json | identity, time, data disks, root, confirm |
+//! | with node.json | identity, time, data disks, mesh where it names one, root, confirm |
 //!
 //! A start in maintenance mode is not confirmed: of two images, the one that finds the configuration shall win.
 //!
@@ -41,7 +41,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use nodezero_profile::node::Node;
 
+pub(crate) use self::confirm::scrub as scrub_secret;
 use self::confirm::{Confirm, Partition};
+pub(crate) use self::engine::unwritten;
 use self::engine::{Outcome, Pause, World, insist};
 use self::identity::{Identity, ImageEtc, Kernel};
 use self::journal::{Journal, State};
@@ -57,6 +59,7 @@ use crate::console;
 use crate::data_disks::DataDisks;
 use crate::disks;
 use crate::files::read_bounded;
+use crate::mesh::Mesh;
 use crate::summary::{Failure, OrFail};
 use crate::sys;
 
@@ -197,7 +200,10 @@ fn steps(mode: &Mode, boot: &Boot) -> Vec<Box<dyn Step>> {
     if let Mode::Node(node) = mode {
         steps.push(Box::new(time_step(node, boot)));
         steps.push(Box::new(DataDisks::new(Node::clone(node))));
-        // Mesh, cluster and registration follow.
+        if let Some(mesh) = Mesh::new(node) {
+            steps.push(Box::new(mesh));
+        }
+        // Cluster and registration follow.
     }
     steps.push(Box::new(Root { device: ROOT_DEVICE.into(), verified: None }));
     match mode {
