@@ -27,6 +27,8 @@ pub(crate) enum Invocation {
     },
     /// Be the first-boot service.
     Run,
+    /// Keep the node registry.
+    Registry,
     /// Print what the service found.
     Status {
         /// As JSON.
@@ -51,6 +53,7 @@ pub(crate) struct UsageError(String);
 /// How the program is used.
 pub(crate) const USAGE: &str = "\
 usage: nodezero-firstboot run                  make this node what its configuration says; the service of systemd
+       nodezero-firstboot registry             keep the registry of nodes; the service of control nodes
        nodezero-firstboot status [--json]      what the service found and did
        nodezero-firstboot inventory [--json]   this machine's disks; as JSON also what is on them
        nodezero-firstboot ignition FLAGS       run one stage of Ignition; -help lists the flags
@@ -95,6 +98,7 @@ impl Invocation {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         match words[..] {
             ["run"] => Ok(Self::Run),
+            ["registry"] => Ok(Self::Registry),
             ["status"] => Ok(Self::Status { json: false }),
             ["status", "--json"] => Ok(Self::Status { json: true }),
             ["inventory"] => Ok(Self::Inventory { json: false }),
@@ -117,6 +121,7 @@ mod tests {
             ("/init quiet splash", Ok(Invocation::Init)),
             ("/sbin/modprobe -q -- fs-vfat", Ok(Invocation::Modprobe { modules: vec!["fs-vfat".into()] })),
             ("nodezero-firstboot run", Ok(Invocation::Run)),
+            ("nodezero-firstboot registry", Ok(Invocation::Registry)),
             ("nodezero-firstboot status --json", Ok(Invocation::Status { json: true })),
             ("ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),
             ("nodezero-firstboot ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),

@@ -2,7 +2,7 @@
 //!
 //! - as `init` it is the first stage, in the initrd: [`init`];
 //! - as `modprobe` it loads modules that the kernel asks for meanwhile;
-//! - `run` is the first-boot service under systemd: [`run`];
+//! - `run` is the first-boot service under systemd: [`run`]; `registry` is one of control nodes: [`registry`];
 //! - as `ignition` it runs one of Ignition's stages, as `ignition-validate` it validates configs: [`ignition`];
 //! - `status` and `inventory` print what it knows.
 //!
@@ -16,11 +16,16 @@ mod console;
 mod data_disks;
 mod disks;
 mod files;
+mod firewall;
 mod ignition;
 mod init;
+mod k3s;
+mod kubernetes;
 mod machine_id;
 mod mesh;
 mod network;
+mod registration;
+mod registry;
 mod run;
 mod sources;
 mod summary;
@@ -59,6 +64,7 @@ fn perform(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Invocation::Ignition { arguments } => return Ok(ignition::main(&arguments)),
         Invocation::IgnitionValidate { arguments } => return Ok(ignition::config::validate_main(&arguments)),
         Invocation::Run => run::main()?,
+        Invocation::Registry => registry::main()?,
         Invocation::Status { json: true } => print_json(&Status::read()?)?,
         Invocation::Status { json: false } => println!("{}", Status::read()?),
         Invocation::Inventory { json: true } => print_json(&data_disks::inventory())?,

@@ -21,14 +21,14 @@ mod loop_tests;
 mod tests;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nodezero_profile::data_disks::{
     Consent, ConsentStage, Plan, Planned, Records, Target, Verdict, is_short_of_disks, plan,
 };
-use nodezero_profile::inventory::{Content, Disk, Inventory};
+use nodezero_profile::inventory::{Content, Disk, Inventory, Transport};
 use nodezero_profile::node::Node;
 
 use self::device::Machine;
@@ -63,6 +63,44 @@ pub(crate) fn inventory() -> Inventory {
     // Without a journal nothing was done yet.
     inventory.consents = journal::read_note(Path::new(LIB_DIRECTORY), NOTE).unwrap_or_default();
     inventory
+}
+
+/// A data disk that is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Prepared {
+    /// The entry of the profile.
+    pub(crate) entry: String,
+    /// Serial number, or WWN where it tells none.
+    pub(crate) serial: String,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// How it is attached.
+    pub(crate) transport: Transport,
+    /// Whether it rotates.
+    pub(crate) rotational: bool,
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+}
+
+/// The node's data disks that are mounted now, for those who tell of them. Changes nothing.
+///
+/// # Errors
+/// When the journal cannot be read.
+pub(crate) fn prepared(node: &Node, journal: &Journal) -> anyhow::Result<Vec<Prepared>> {
+    if node.data_disks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let plan = DataDisks::new(node.clone()).look(journal)?;
+    let mounted = plan.targets().filter(|(planned, target)| mount::verify(&planned.disk, target).is_ok());
+    let prepared = mounted.map(|(Planned { disk, .. }, target)| Prepared {
+        entry: target.entry.clone(),
+        serial: disk.serial.clone().or_else(|| disk.wwn.clone()).unwrap_or_default(),
+        size: disk.size,
+        transport: disk.transport,
+        rotational: disk.rotational,
+        mount: mount::mount_point(target),
+    });
+    Ok(prepared.collect())
 }
 
 /// The step.

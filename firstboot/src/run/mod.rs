@@ -8,7 +8,9 @@
 //! |---|---|
 //! | none | identity, root: maintenance mode; the report is repeated when disks or addresses change |
 //! | without node.json | identity, root, confirm: Ignition has done the rest |
-//! | with node.json | identity, time, data disks, mesh where it names one, root, confirm |
+//! | with node.json | identity, time, data disks, firewall, mesh, cluster, registration, root, confirm |
+//!
+//! Of these, firewall, mesh, cluster and registration are there where node.json has something for them to do.
 //!
 //! A start in maintenance mode is not confirmed: of two images, the one that finds the configuration shall win.
 //!
@@ -59,7 +61,10 @@ use crate::console;
 use crate::data_disks::DataDisks;
 use crate::disks;
 use crate::files::read_bounded;
-use crate::mesh::Mesh;
+use crate::firewall::Firewall;
+use crate::k3s::Cluster;
+use crate::registration::Registration;
+use crate::registration::publish::Target;
 use crate::summary::{Failure, OrFail};
 use crate::sys;
 
@@ -132,7 +137,8 @@ fn make_node(service: &mut Service) -> Option<()> {
         ));
     }
     service.status.name = mode.node().map(|node| node.name.to_string());
-    let mut steps = steps(&mode, &boot);
+    service.target = mode.node().map(Target::of).unwrap_or_default();
+    let mut steps = steps(&mode, &boot, &service.target);
     service.status.plan(&steps.iter().map(|step| step.name()).collect::<Vec<_>>());
     service.enter(Phase::Running);
     if engine::run(&mut steps, &mut journal, service) == Outcome::Stopped {
@@ -188,7 +194,7 @@ impl Mode {
 }
 
 /// The steps of a mode, in order.
-fn steps(mode: &Mode, boot: &Boot) -> Vec<Box<dyn Step>> {
+fn steps(mode: &Mode, boot: &Boot, target: &Target) -> Vec<Box<dyn Step>> {
     let mut steps: Vec<Box<dyn Step>> = vec![Box::new(Identity {
         name: mode.node().map(|node| node.name.to_string()),
         machine_id: boot.machine_id.clone(),
@@ -200,10 +206,11 @@ fn steps(mode: &Mode, boot: &Boot) -> Vec<Box<dyn Step>> {
     if let Mode::Node(node) = mode {
         steps.push(Box::new(time_step(node, boot)));
         steps.push(Box::new(DataDisks::new(Node::clone(node))));
-        if let Some(mesh) = Mesh::new(node) {
-            steps.push(Box::new(mesh));
-        }
-        // Cluster and registration follow.
+        // The firewall stands before anybody can reach this node over what the mesh opens.
+        steps.extend(Firewall::new(node).map(boxed));
+        // The step `mesh` comes here.
+        steps.extend(Cluster::new(node).map(boxed));
+        steps.extend(Registration::new(node, boot.version.clone(), target.clone()).map(boxed));
     }
     steps.push(Box::new(Root { device: ROOT_DEVICE.into(), verified: None }));
     match mode {
@@ -211,6 +218,10 @@ fn steps(mode: &Mode, boot: &Boot) -> Vec<Box<dyn Step>> {
         Mode::Ignition | Mode::Node(_) => steps.push(Box::new(confirm_step(boot))),
     }
     steps
+}
+
+fn boxed(step: impl Step + 'static) -> Box<dyn Step> {
+    Box::new(step)
 }
 
 fn time_step(node: &Node, boot: &Boot) -> Time {
@@ -286,6 +297,7 @@ fn finish(service: &mut Service, mode: &Mode, steps: &mut [Box<dyn Step>], journ
         Mode::Ignition | Mode::Node(_) => {
             service.enter(Phase::Ready);
             say(report::READY);
+            service.publish_ready(steps.last().map_or("confirm", |step| step.name()));
             wait_for_later(service, steps, journal)
         }
     }
@@ -354,6 +366,12 @@ mod tests {
             ("nothing", None, ConfigOrigin::None, Ok("identity root")),
             ("Ignition alone", None, esp.clone(), Ok("identity root confirm")),
             ("a node", Some(node), esp.clone(), Ok("identity time data-disks root confirm")),
+            (
+                "a member of a cluster",
+                Some(r#"{"version":1,"name":"n","role":"worker","mesh":{},"cluster":{"server":"c","tokenFile":"/t"}}"#),
+                esp.clone(),
+                Ok("identity time data-disks firewall cluster registration root confirm"),
+            ),
             ("a node of an earlier start", Some(node), ConfigOrigin::None, Ok("identity time data-disks root confirm")),
             ("no JSON", Some("{"), esp.clone(), Err("EOF while parsing")),
             ("empty", Some(""), esp.clone(), Err("EOF while parsing")),
@@ -376,7 +394,8 @@ mod tests {
             let boot = Boot { config, role: Some(Role::Worker), ..crate::boot::tests::example() };
             match (Mode::find(&path, &boot), expected) {
                 (Ok(mode), Ok(expected)) => {
-                    let names: Vec<&str> = steps(&mode, &boot).iter().map(|step| step.name()).collect();
+                    let names: Vec<&str> =
+                        steps(&mode, &boot, &Target::default()).iter().map(|step| step.name()).collect();
                     assert_eq!(names.join(" "), expected, "{case}");
                 }
                 (Err(failure), Err(part)) => {

@@ -15,6 +15,7 @@ use crate::boot::{Boot, RUN_DIRECTORY};
 use crate::command::run_in_root;
 use crate::console;
 use crate::disks;
+use crate::registration::publish::{Target, Told};
 use crate::sys::{self, InterfaceAddress};
 
 /// Where a person finds more than the summary says.
@@ -37,20 +38,27 @@ pub(crate) struct Service {
     notifier: Arc<Notifier>,
     pulse: Arc<Pulse>,
     warnings: BTreeMap<&'static str, Vec<String>>,
-    /// The machine as it was last observed. A change since then ends a wait, also one that came while a step was tried.
-    seen: Seen,
+    /// Where the control plane is told how this node is.
+    pub(crate) target: Target,
 }
 
 impl Service {
     /// Of a boot.
     pub(crate) fn new(boot: Boot, notifier: Arc<Notifier>, pulse: Arc<Pulse>) -> Self {
-        Self { status: Status::new(boot), notifier, pulse, warnings: BTreeMap::new(), seen: look() }
+        Self { status: Status::new(boot), notifier, pulse, warnings: BTreeMap::new(), target: Target::default() }
     }
 
     /// Writes the status for programs.
     pub(crate) fn publish(&self) {
         if let Err(error) = self.status.write(Path::new(RUN_DIRECTORY)) {
             log(&format!("nodezero: the status cannot be written: {error:#}"));
+        }
+    }
+
+    /// Tells the control plane that all steps are done, the last one included.
+    pub(crate) fn publish_ready(&self, last: &str) {
+        if let Some(error) = self.target.publish_ready(last) {
+            log(&format!("nodezero: the control plane cannot be told that this node is ready: {error}"));
         }
     }
 
@@ -112,6 +120,11 @@ impl World for Service {
             Event::Progress(_) | Event::Done { .. } | Event::Failed { .. } => say(&line(step, &event)),
         }
         self.notifier.status(&line(step, &event));
+        if let Event::Failed { failure, .. } = &event
+            && let Some(error) = self.target.publish(&Told::failed(step, failure))
+        {
+            log(&format!("nodezero: the control plane cannot be told: {error}"));
+        }
         if let Event::Done { warnings, .. } = event {
             self.warn(step, warnings);
         }

@@ -5,7 +5,7 @@
 
 pub(crate) mod data;
 mod http;
-mod names;
+pub(crate) mod names;
 mod proxy;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -26,7 +26,7 @@ impl Resolve for Names {
 ///
 /// # Errors
 /// When there is no resolver to ask, or it knows none.
-pub(super) async fn lookup(name: &str) -> Result<Vec<IpAddr>, Box<dyn std::error::Error + Send + Sync>> {
+pub(crate) async fn lookup(name: &str) -> Result<Vec<IpAddr>, Box<dyn std::error::Error + Send + Sync>> {
     if let Ok(address) = name.trim_matches(['[', ']']).parse() {
         return Ok(vec![address]);
     }

@@ -1,0 +1,235 @@
+//! The step `cluster`: this node is part of its cluster, as a K3s server or agent, and Ready at its mesh address.
+//!
+//! - [`config`] makes K3s' `config.yaml` of the profile and the mesh; a server that the profile names is looked up in the
+//!   mesh at every start, so that it may get another address;
+//! - [`wait`] waits for the node to be Ready, and says for what; [`log`] knows K3s' words for it;
+//! - [`host`] is what all this needs of the machine.
+//!
+//! K3s is not enabled in the image: this step starts it, on every start, once the mesh address exists. It is restarted
+//! only where its configuration changed. The token's file stays, for K3s reads it at each start.
+//!
+//! Documents: [configuration file](https://docs.k3s.io/installation/configuration),
+//! [tokens](https://docs.k3s.io/cli/token), [node passwords](https://docs.k3s.io/architecture). Left out: labels and
+//! taints that change later, which K3s takes at a node's first registration only: labels are the step `registration`'s,
+//! taints the operator's.
+
+pub(crate) mod config;
+pub(crate) mod host;
+pub(crate) mod log;
+#[cfg(test)]
+mod tests;
+pub(crate) mod wait;
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use nodezero_profile::Role;
+use nodezero_profile::node::Node;
+use nodezero_profile::node::join::Cluster as Membership;
+
+use self::config::Place;
+use self::host::{Host, System};
+use self::wait::Wanted;
+use crate::files::{read_bounded, write_atomically};
+use crate::kubernetes::{Access, Endpoint};
+use crate::mesh;
+use crate::run::journal::Journal;
+use crate::run::step::{Check, Step};
+use crate::summary::{Failure, OrFail};
+
+/// The kubelet's credentials, which K3s writes.
+pub(crate) const KUBELET: &str = "/var/lib/rancher/k3s/agent/kubelet.kubeconfig";
+/// The operator's credentials on a control node, which K3s writes.
+pub(crate) const ADMIN: &str = "/etc/rancher/k3s/k3s.yaml";
+/// What K3s is configured by.
+pub(crate) const CONFIG: &str = "/etc/rancher/k3s/config.yaml";
+const CONFIG_LIMIT: u64 = 1 << 20;
+/// The largest join token.
+const TOKEN_LIMIT: u64 = 4096;
+/// How long to wait where the profile does not say.
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+const WHAT: &str = "this node cannot be made part of its cluster";
+const RERENDER: &str = "correct the profile, render it, and give this machine the new configuration";
+
+/// Where the mesh says that nodes are.
+pub(crate) trait Mesh {
+    /// This node's address.
+    fn address(&self, journal: &Journal) -> Result<IpAddr, Failure>;
+
+    /// That of a node by its name.
+    fn resolve(&self, journal: &mut Journal, name: &str) -> Result<IpAddr, Failure>;
+}
+
+/// The mesh that the step `mesh` has joined.
+#[derive(Debug)]
+pub(crate) struct Joined;
+
+impl Mesh for Joined {
+    fn address(&self, journal: &Journal) -> Result<IpAddr, Failure> {
+        mesh::address(journal)
+    }
+
+    fn resolve(&self, journal: &mut Journal, name: &str) -> Result<IpAddr, Failure> {
+        mesh::resolve(journal, name)
+    }
+}
+
+/// The step.
+pub(crate) struct Cluster {
+    node: Node,
+    membership: Membership,
+    mesh: Box<dyn Mesh>,
+    host: Box<dyn Host>,
+    root: PathBuf,
+    server: Option<Endpoint>,
+}
+
+impl Cluster {
+    /// For a node whose profile has it in a cluster.
+    pub(crate) fn new(node: &Node) -> Option<Self> {
+        Some(Self {
+            node: node.clone(),
+            membership: node.cluster.clone()?,
+            mesh: Box::new(Joined),
+            host: Box::new(System::new()),
+            root: "/".into(),
+            server: None,
+        })
+    }
+
+    fn unit(&self) -> &'static str {
+        match self.node.role {
+            Role::Control => "k3s.service",
+            Role::Worker | Role::Edge => "k3s-agent.service",
+        }
+    }
+
+    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+        let path = path.as_ref();
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// Reads the token, to see that it is one for root alone, and to know what no message may show.
+    fn secret(&self) -> anyhow::Result<String> {
+        let path = self.at(&self.membership.token_file);
+        let metadata = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
+        let mode = metadata.mode() & 0o7777;
+        ensure!(mode & 0o077 == 0, "{} has mode {mode:04o}, expected 0600", path.display());
+        let token = String::from_utf8(read_bounded(&path, TOKEN_LIMIT)?).ok();
+        let token = token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        let token = token.with_context(|| format!("{} holds no join token", path.display()))?;
+        // All before the last colon is known to everybody: the authority's hash, and a user's name.
+        Ok(token.rsplit(':').next().unwrap_or_default().to_owned())
+    }
+
+    fn wanted(&self, journal: &Journal) -> Result<Wanted<'_>, Failure> {
+        Ok(Wanted {
+            unit: self.unit(),
+            name: &self.node.name,
+            address: self.mesh.address(journal)?,
+            access: Access::file(self.at(KUBELET)),
+            server: self.server.as_ref().map(|server| server.address),
+            boot_id: self.host.boot_id().or_fail(WHAT, "restart")?,
+            token_file: self.membership.token_file.display().to_string(),
+            secret: self.secret().or_fail(WHAT, RERENDER)?,
+            patience: self.membership.wait.map_or(PATIENCE, |wait| Duration::from_secs(wait.into())),
+        })
+    }
+
+    /// Writes K3s' configuration, if it changed.
+    fn configure(&mut self, journal: &mut Journal) -> Result<bool, Failure> {
+        let server = self.membership.server.as_ref();
+        let resolve = |name: &str| self.mesh.resolve(journal, name).map_err(Unresolved::Mesh);
+        let server = server.map(|server| Endpoint::of(server, resolve)).transpose();
+        self.server = server.map_err(Unresolved::into_failure)?;
+        let address = self.mesh.address(journal)?;
+        // K3s finds a host name by itself, and the certificate is for that name.
+        let url = match (&self.membership.server, &self.server) {
+            (Some(nodezero_profile::node::join::Server::Url(url)), _) => Some(url.clone()),
+            (_, endpoint) => endpoint.as_ref().map(Endpoint::url),
+        };
+        let place = Place { node: &self.node, cluster: &self.membership, address, server: url };
+        let text = config::render(&place).or_fail(WHAT, RERENDER)?;
+        let path = self.at(CONFIG);
+        let write = || -> anyhow::Result<bool> {
+            if read_bounded(&path, CONFIG_LIMIT).is_ok_and(|before| before == text.as_bytes()) {
+                return Ok(false);
+            }
+            let directory = path.parent().expect("it has one");
+            fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+            write_atomically(&path, text.as_bytes(), 0o600)?;
+            Ok(true)
+        };
+        write().or_fail(WHAT, "look whether `state` is full, and restart")
+    }
+}
+
+/// Why a server's address is not known.
+enum Unresolved {
+    Mesh(Failure),
+    Name(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unresolved {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Name(error)
+    }
+}
+
+impl Unresolved {
+    fn into_failure(self) -> Failure {
+        match self {
+            Self::Mesh(failure) => failure,
+            Self::Name(error) => {
+                let remedy = "check cluster.server of the profile, and that this network has DNS";
+                Failure::new("the server to join is not found", format!("{error:#}"), remedy).retrying()
+            }
+        }
+    }
+}
+
+impl Step for Cluster {
+    fn name(&self) -> &'static str {
+        "cluster"
+    }
+
+    /// A start of K3s is a step's work at every boot; what runs already is looked at again.
+    fn check(&mut self, journal: &Journal) -> Result<Check, Failure> {
+        self.secret().or_fail(WHAT, RERENDER)?;
+        let address = self.mesh.address(journal)?;
+        let server = self.membership.server.as_ref();
+        let doing = server.map_or_else(|| "runs the cluster".to_owned(), |server| format!("joins {server}"));
+        Ok(Check::Needed(format!("{} {doing} at {address}", self.unit())))
+    }
+
+    fn apply(&mut self, journal: &mut Journal, progress: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+        let lacking = "use the image of this node's role, free space on `state`, and restart";
+        self.host.ready_for_k3s().or_fail("this machine lacks what K3s needs", lacking)?;
+        let changed = self.configure(journal)?;
+        let unit = self.unit();
+        let state = self.host.unit(unit).or_fail(WHAT, "restart")?;
+        if !state.is_loaded {
+            return Err(Failure::new(WHAT, format!("systemd has no {unit}"), "use the image of this node's role"));
+        }
+        let is_running = matches!(state.active.as_str(), "active" | "activating" | "reloading");
+        if changed || !is_running {
+            let (server, again) = (self.server.as_ref(), changed && is_running);
+            let joining = server.map_or_else(String::new, |server| format!(" to join {server}"));
+            let word = if again { "restarted, for its configuration changed" } else { "started" };
+            progress(&format!("{unit} is {word}{joining}"));
+            self.host.start(unit, again).or_fail(WHAT, "restart")?;
+        }
+        let wanted = self.wanted(journal)?;
+        wait::ready(&*self.host, &wanted, progress)
+    }
+
+    fn verify(&mut self, journal: &Journal) -> Result<String, Failure> {
+        let wanted = self.wanted(journal)?;
+        wait::ready_now(&*self.host, &wanted)
+    }
+}

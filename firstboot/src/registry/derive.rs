@@ -1,0 +1,268 @@
+//! What the registry says, from what the cluster knows. Pure, so that several control nodes say the same.
+//!
+//! A Node is written by Kubernetes and by a node of the cluster. An edge's object is written by a machine with a public
+//! address: its name is the object's, its role is edge, and every text of it is bounded, so that the worst it can do is
+//! to say untrue things of itself.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::ResourceExt;
+use nodezero_profile::Role;
+use serde::{Deserialize, Serialize};
+
+use crate::k3s::config::ROLE_LABEL;
+use crate::registration::publish::{self, State, Told};
+use crate::registration::{DiskFact, edge, node};
+
+/// The longest text of an entry, in characters.
+const TEXT_LIMIT: usize = 1000;
+/// The most disks of an entry. A machine has 24 or so.
+const DISK_LIMIT: usize = 64;
+
+/// What the registry says of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Entry {
+    /// Its name.
+    pub(crate) name: String,
+    /// Its role; unknown where it has not registered.
+    pub(crate) role: Option<Role>,
+    /// The image's version.
+    pub(crate) version: Option<String>,
+    /// Its address in the mesh.
+    pub(crate) mesh_address: Option<String>,
+    /// Its data disks.
+    pub(crate) disks: Vec<DiskFact>,
+    /// Digest of its profile.
+    pub(crate) profile: Option<String>,
+    /// How it is.
+    pub(crate) health: Health,
+    /// The step that it is at.
+    pub(crate) step: Option<String>,
+    /// What is the matter, and what to do.
+    pub(crate) message: Option<String>,
+    /// When it registered first (RFC 3339).
+    pub(crate) registered: Option<String>,
+    /// When it was last heard of.
+    pub(crate) seen: Option<String>,
+}
+
+/// How a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Health {
+    /// As it shall be.
+    Ready,
+    /// Its kubelet says that it is not.
+    NotReady,
+    /// A step of its service fails.
+    Stuck,
+    /// Nobody has heard of it for a while, or ever.
+    Unknown,
+}
+
+/// The entries, by name.
+pub(crate) fn derive<'a>(
+    nodes: impl IntoIterator<Item = &'a Node>,
+    edges: impl IntoIterator<Item = &'a ConfigMap>,
+) -> BTreeMap<String, Entry> {
+    // A Node of the same name is the better witness.
+    let edges = edges.into_iter().filter_map(of_edge);
+    edges.chain(nodes.into_iter().map(of_node)).map(|entry| (entry.name.clone(), entry)).collect()
+}
+
+fn of_node(object: &Node) -> Entry {
+    let annotation = |key: &str| object.annotations().get(key).map(|text| bounded(text));
+    let told = object.annotations().get(publish::ANNOTATION).and_then(|json| serde_json::from_str::<Told>(json).ok());
+    let conditions = object.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().find(|condition| condition.type_ == "Ready");
+    let status = ready.map(|ready| ready.status.as_str());
+    let heartbeat = ready.and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|time| time.0.to_string());
+    let health = match (status, told.as_ref().map(|told| told.state)) {
+        (None | Some("Unknown"), _) => Health::Unknown,
+        (Some(_), Some(State::Waiting | State::Failed)) => Health::Stuck,
+        (Some("True"), Some(State::Ready) | None) => Health::Ready,
+        (Some(_), Some(State::Ready) | None) => Health::NotReady,
+    };
+    let reason = ready.filter(|_| health != Health::Ready).and_then(|ready| ready.message.as_deref()).map(bounded);
+    let disks = object.annotations().get(node::DISKS).and_then(|json| serde_json::from_str(json).ok());
+    let registered = object.annotations().contains_key(node::MESH_ADDRESS);
+    Entry {
+        name: object.name_any(),
+        role: object.labels().get(ROLE_LABEL).and_then(|role| role.parse().ok()),
+        version: annotation(node::VERSION),
+        mesh_address: annotation(node::MESH_ADDRESS),
+        disks: disks.map(|disks| some(disks)).unwrap_or_default(),
+        profile: annotation(node::PROFILE),
+        health,
+        step: told.as_ref().map(|told| bounded(&told.step)),
+        message: told.as_ref().and_then(message).or(reason),
+        registered: object.creation_timestamp().filter(|_| registered).map(|time| time.0.to_string()),
+        seen: [heartbeat, told.map(|told| bounded(&told.at))].into_iter().flatten().max(),
+    }
+}
+
+/// `None` for an object that is no registration.
+fn of_edge(object: &ConfigMap) -> Option<Entry> {
+    let name = object.name_any();
+    let name = name.strip_prefix(edge::PREFIX)?.to_owned();
+    let data = |key: &str| object.data.as_ref().and_then(|data| data.get(key));
+    let written = data(edge::KEY).and_then(|json| serde_json::from_str::<edge::Written>(json).ok());
+    let told = data(publish::KEY).and_then(|json| serde_json::from_str::<Told>(json).ok());
+    let health = match (&written, told.as_ref().map(|told| told.state)) {
+        (_, Some(State::Waiting | State::Failed)) => Health::Stuck,
+        (Some(_), Some(State::Ready)) => Health::Ready,
+        (None, _) | (_, None) => Health::Unknown,
+    };
+    let nothing = || "it has not registered yet".to_owned();
+    let silent = written.is_none().then(nothing);
+    let registered = written.as_ref().map(|written| bounded(&written.registered));
+    let facts = written.map(|written| written.facts);
+    Some(Entry {
+        name,
+        role: Some(Role::Edge),
+        version: facts.as_ref().and_then(|facts| facts.version.as_deref()).map(bounded),
+        mesh_address: facts.as_ref().map(|facts| facts.mesh_address.to_string()),
+        disks: Vec::new(),
+        profile: facts.and_then(|facts| facts.profile).as_deref().map(bounded),
+        health,
+        step: told.as_ref().map(|told| bounded(&told.step)),
+        message: told.as_ref().and_then(message).or(silent),
+        seen: told.map(|told| bounded(&told.at)).or_else(|| registered.clone()),
+        registered,
+    })
+}
+
+/// What a node told of itself, with what to do.
+fn message(told: &Told) -> Option<String> {
+    match (told.message.is_empty(), told.remedy.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(bounded(&told.message)),
+        (false, false) => Some(bounded(&format!("{}; what to do: {}", told.message, told.remedy))),
+    }
+}
+
+/// A text of bounded length, without what would move a terminal's cursor.
+fn bounded(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().take(TEXT_LIMIT).map(plain).collect()
+}
+
+fn some(disks: Vec<DiskFact>) -> Vec<DiskFact> {
+    let plain = |disk: DiskFact| DiskFact { serial: bounded(&disk.serial), mount: bounded(&disk.mount), ..disk };
+    disks.into_iter().take(DISK_LIMIT).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(state: &str) -> String {
+        json!({ "step": "cluster", "state": state, "message": if state == "ready" { "" } else { "no disk" },
+            "remedy": if state == "ready" { "" } else { "look" }, "at": "2026-11-21T12:00:00Z" })
+        .to_string()
+    }
+
+    fn node(ready: Option<&str>, status: Option<&str>) -> Node {
+        let disks = json!([{ "serial": "Z1", "size": 18, "mount": "/var/mnt/longhorn/z1" }]).to_string();
+        let mut annotations = json!({ "nodezero.dev/version": "0.1.0", "nodezero.dev/mesh-address": "100.64.0.7",
+            "nodezero.dev/disks": disks, "nodezero.dev/profile": "ab" });
+        if let Some(status) = status {
+            annotations["nodezero.dev/status"] = json!(told(status));
+        }
+        let conditions: Vec<Value> = ready
+            .map(|status| {
+                json!({ "type": "Ready", "status": status, "message": "kubelet says",
+                "lastHeartbeatTime": "2026-11-21T12:34:56Z" })
+            })
+            .into_iter()
+            .collect();
+        serde_json::from_value(json!({
+            "metadata": { "name": "n-1", "labels": { "nodezero.dev/role": "worker" }, "annotations": annotations,
+                "creationTimestamp": "2026-11-01T00:00:00Z" },
+            "status": { "conditions": conditions },
+        }))
+        .expect("a node")
+    }
+
+    fn edge(registration: Option<Value>, status: Option<&str>) -> ConfigMap {
+        let mut data = serde_json::Map::new();
+        data.extend(registration.map(|json| ("registration".to_owned(), json!(json.to_string()))));
+        data.extend(status.map(|status| ("status".to_owned(), json!(told(status)))));
+        let object = json!({ "metadata": { "name": "registration-edge-1" }, "data": data });
+        serde_json::from_value(object).expect("an object")
+    }
+
+    fn written() -> Value {
+        json!({ "name": "another", "role": "control", "version": "0.1.0\u{1b}[2J", "meshAddress": "100.64.0.9",
+            "profile": "x".repeat(5000), "registered": "2026-11-02T00:00:00Z" })
+    }
+
+    #[test]
+    fn the_health_of_a_node_follows_from_kubelet_and_service() {
+        for (ready, status, expected, message) in [
+            (Some("True"), Some("ready"), Health::Ready, None),
+            (Some("True"), None, Health::Ready, None),
+            (Some("True"), Some("waiting"), Health::Stuck, Some("no disk; what to do: look")),
+            (Some("False"), Some("failed"), Health::Stuck, Some("no disk; what to do: look")),
+            (Some("False"), Some("ready"), Health::NotReady, Some("kubelet says")),
+            (Some("False"), None, Health::NotReady, Some("kubelet says")),
+            (Some("Unknown"), Some("ready"), Health::Unknown, Some("kubelet says")),
+            (Some("Unknown"), Some("failed"), Health::Unknown, Some("no disk; what to do: look")),
+            (None, None, Health::Unknown, None),
+        ] {
+            let entry = derive([&node(ready, status)], []).remove("n-1").expect("an entry");
+            assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{ready:?} {status:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_has_its_stable_shape() {
+        let entries = derive([&node(Some("True"), Some("ready"))], []);
+        assert_eq!(
+            serde_json::to_string(&entries["n-1"]).expect("JSON"),
+            r#"{"name":"n-1","role":"worker","version":"0.1.0","meshAddress":"100.64.0.7","disks":[{"serial":"Z1","size":18,"mount":"/var/mnt/longhorn/z1"}],"profile":"ab","health":"ready","step":"cluster","message":null,"registered":"2026-11-01T00:00:00Z","seen":"2026-11-21T12:34:56Z"}"#
+        );
+    }
+
+    #[test]
+    fn an_edge_says_nothing_but_of_itself() {
+        let entries = derive([], [&edge(Some(written()), Some("ready"))]);
+        assert_eq!(entries.keys().collect::<Vec<_>>(), ["edge-1"]);
+        let entry = &entries["edge-1"];
+        assert_eq!((entry.role, entry.health), (Some(Role::Edge), Health::Ready));
+        assert_eq!(entry.version.as_deref(), Some("0.1.0 [2J"));
+        assert_eq!(entry.profile.as_ref().map(String::len), Some(TEXT_LIMIT));
+        assert_eq!(entry.registered.as_deref(), Some("2026-11-02T00:00:00Z"));
+        let node = node(Some("True"), None);
+        let mut imposter = edge(Some(written()), None);
+        imposter.metadata.name = Some("registration-n-1".into());
+        assert_eq!(derive([&node], [&imposter])["n-1"].role, Some(Role::Worker), "a Node is the better witness");
+    }
+
+    #[test]
+    fn the_health_of_an_edge_follows_from_what_it_wrote() {
+        for (case, registration, status, expected, message) in [
+            ("made by the operator", None, None, Health::Unknown, Some("it has not registered yet")),
+            ("registered", Some(written()), Some("ready"), Health::Ready, None),
+            ("registers", Some(written()), None, Health::Unknown, None),
+            ("stuck", Some(written()), Some("failed"), Health::Stuck, Some("no disk; what to do: look")),
+            ("damaged", Some(json!({ "name": 7 })), None, Health::Unknown, Some("it has not registered yet")),
+        ] {
+            let entry = derive([], [&edge(registration, status)]).remove("edge-1").expect(case);
+            assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_registration_is_left_out() {
+        let mut other = edge(None, None);
+        other.metadata.name = Some("kube-root-ca.crt".into());
+        assert!(derive([], [&other]).is_empty());
+        let bare = Node::default();
+        assert_eq!(derive([&bare], [])[""].health, Health::Unknown);
+    }
+}
