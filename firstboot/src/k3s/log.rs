@@ -55,7 +55,7 @@ impl Told {
 }
 
 /// Parts of lines, in lower case. The first that is found in a line counts.
-const WORDS: [(&str, Told); 21] = [
+const WORDS: [(&str, Told); 22] = [
     ("token ca hash does not match", Told::AuthorityDiffers),
     ("invalid token ca hash length", Told::TokenMalformed),
     ("invalid token format", Told::TokenMalformed),
@@ -68,6 +68,7 @@ const WORDS: [(&str, Told); 21] = [
     ("flag provided but not defined", Told::Option),
     ("unknown flag", Told::Option),
     ("unable to find interface", Told::Interface),
+    ("failed to find the interface", Told::Interface),
     ("ca cert validation failed", Told::Certificate),
     ("certificate has expired or is not yet valid", Told::Certificate),
     ("certificate signed by unknown authority", Told::Certificate),

@@ -250,7 +250,7 @@ fn each_cause_has_its_words_and_a_bound() {
             "the join token is for another cluster",
             "a != b",
             "render n-1 anew",
-            30,
+            40,
         ),
         (
             "token",
@@ -258,7 +258,7 @@ fn each_cause_has_its_words_and_a_bound() {
             "the cluster refuses the join token",
             "401 Unauthorized (secret)",
             "render n-1 anew",
-            30,
+            40,
         ),
         (
             "name",
@@ -266,7 +266,7 @@ fn each_cause_has_its_words_and_a_bound() {
             "the cluster knows another machine by the name n-1",
             "duplicate hostname",
             "nodezero node readmit n-1",
-            30,
+            40,
         ),
         (
             "option",
@@ -274,7 +274,7 @@ fn each_cause_has_its_words_and_a_bound() {
             "K3s does not know a setting",
             "-x",
             "cluster.config",
-            30,
+            40,
         ),
         (
             "loop",

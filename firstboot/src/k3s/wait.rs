@@ -21,9 +21,12 @@ use crate::summary::Failure;
 const LOOK: Duration = Duration::from_secs(3);
 const TELL: Duration = Duration::from_secs(30);
 /// How long a definite cause must stand before it ends the wait: a server that starts may refuse at first.
-const DEFINITE: Duration = Duration::from_secs(15);
-/// How old a line of the log may be to say something about now.
-const RECENT: Duration = Duration::from_secs(45);
+const DEFINITE: Duration = Duration::from_secs(30);
+/// How old a line of the log may be to say something about now. It is shorter than the above, so that K3s has said it
+/// again meanwhile: it does so every five to ten seconds.
+const RECENT: Duration = Duration::from_secs(20);
+/// The same for a K3s that ends and is started again, which says it once each time.
+const RECENT_ENDS: Duration = Duration::from_secs(300);
 /// How often K3s may end before that is taken for a failure of its own.
 const RESTARTS: u64 = 5;
 
@@ -146,7 +149,8 @@ fn look(host: &dyn Host, wanted: &Wanted<'_>, restarts: u64) -> Result<String, C
     }
     // One that is inactive has its start queued, as a rule.
     if unit.active == "failed" || unit.restarts >= restarts + RESTARTS {
-        return Err(Cause::Failed(unit));
+        let last = log::reason(&lines, RECENT_ENDS).filter(|(told, _)| told.is_definite());
+        return Err(last.map_or(Cause::Failed(unit), |(told, line)| Cause::Told(told, line.to_owned())));
     }
     Err(match told {
         Some((told, line)) => Cause::Told(told, line.to_owned()),

@@ -23,6 +23,7 @@ use base64::prelude::BASE64_STANDARD;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Api, Patch, PatchParams};
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
+use kube::core::Status;
 use kube::{Client, Resource};
 use nodezero_profile::node::join::{API_PORT, Server};
 use serde::de::DeserializeOwned;
@@ -68,6 +69,7 @@ pub(crate) enum ApiError {
 
 impl ApiError {
     /// The HTTP status, where there was an answer.
+    #[cfg(test)]
     pub(crate) fn code(&self) -> Option<u16> {
         match self {
             Self::Refused { code, .. } => Some(*code),
@@ -82,6 +84,11 @@ impl ApiError {
             error => Self::Unreachable { server, reason: chain(error) },
         }
     }
+}
+
+/// What the API answered, on one line.
+pub(crate) fn answer(status: &Status) -> String {
+    format!("the API answered {}: {}", status.code, status.message)
 }
 
 /// An error and its causes on one line, without those that only say again what was said.

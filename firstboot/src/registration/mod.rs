@@ -21,6 +21,8 @@ mod longhorn;
 pub(crate) mod node;
 pub(crate) mod publish;
 #[cfg(test)]
+mod real_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
@@ -43,6 +45,9 @@ const MANAGER: &str = "nodezero";
 
 const WHAT: &str = "this node cannot register";
 
+/// Tells the data disks that are mounted.
+type Disks = dyn Fn(&Node, &Journal) -> anyhow::Result<Vec<data_disks::Prepared>>;
+
 /// As whom, and where.
 #[derive(Clone, Debug)]
 enum Way {
@@ -59,7 +64,7 @@ pub(crate) struct Registration {
     kubelet: Access,
     admin: PathBuf,
     services: Box<dyn control::Services>,
-    disks: Box<dyn Fn(&Node, &Journal) -> anyhow::Result<Vec<data_disks::Prepared>>>,
+    disks: Box<Disks>,
     target: Target,
 }
 

@@ -128,9 +128,7 @@ impl Target {
         let told = Told::ready(step);
         let mut error = self.publish(&told);
         for _ in 1..READY_TRIES {
-            if error.is_none() {
-                return None;
-            }
+            error.as_ref()?;
             std::thread::sleep(READY_PAUSE);
             error = self.publish(&told);
         }

@@ -40,7 +40,7 @@ impl Mesh for Here {
 
 /// What was asked of systemd.
 #[derive(Clone, Default)]
-struct Noted(Rc<RefCell<Vec<String>>>);
+pub(super) struct Noted(pub(super) Rc<RefCell<Vec<String>>>);
 
 impl control::Services for Noted {
     fn hand_over(&self, kubeconfig: &[u8]) -> anyhow::Result<()> {
@@ -80,16 +80,16 @@ fn keeping(objects: BTreeMap<String, Value>) -> impl Fn(&Request) -> Reply {
     }
 }
 
-struct Rig {
+pub(super) struct Rig {
     fake: Arc<Fake>,
-    directory: tempfile::TempDir,
+    pub(super) directory: tempfile::TempDir,
     journal: Journal,
-    noted: Noted,
-    target: Target,
-    step: Registration,
+    pub(super) noted: Noted,
+    pub(super) target: Target,
+    pub(super) step: Registration,
 }
 
-fn rig(json: &str, fake: Fake, disks: Vec<Prepared>) -> Rig {
+pub(super) fn rig(json: &str, fake: Fake, disks: Vec<Prepared>) -> Rig {
     let directory = tempfile::tempdir().expect("tempdir");
     let journal = Journal::open(&directory.path().join("journal"), "a").expect("opened");
     let node = Node::parse(json.as_bytes()).unwrap_or_else(|problems| panic!("{json}: {problems}"));
@@ -111,7 +111,7 @@ fn rig(json: &str, fake: Fake, disks: Vec<Prepared>) -> Rig {
 }
 
 impl Rig {
-    fn run(&mut self) -> Result<String, Failure> {
+    pub(super) fn run(&mut self) -> Result<String, Failure> {
         let mut said = String::new();
         let Self { step, journal, .. } = self;
         step.check(journal)?;
@@ -121,7 +121,7 @@ impl Rig {
     }
 }
 
-fn cluster_node(role: &str) -> String {
+pub(super) fn cluster_node(role: &str) -> String {
     format!(
         r#"{{"version":1,"name":"n-1","role":"{role}","mesh":{{}},"profile":"{}","cluster":{{"server":"control-1",
             "tokenFile":"/t","labels":{{"site":"home","node-role.kubernetes.io/x":"y"}}}}}}"#,

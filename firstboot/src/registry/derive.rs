@@ -93,7 +93,7 @@ fn of_node(object: &Node) -> Entry {
         role: object.labels().get(ROLE_LABEL).and_then(|role| role.parse().ok()),
         version: annotation(node::VERSION),
         mesh_address: annotation(node::MESH_ADDRESS),
-        disks: disks.map(|disks| some(disks)).unwrap_or_default(),
+        disks: disks.map(some).unwrap_or_default(),
         profile: annotation(node::PROFILE),
         health,
         step: told.as_ref().map(|told| bounded(&told.step)),

@@ -21,6 +21,7 @@ use anyhow::Context;
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::{Api, Patch};
+use kube::core::Status;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::runtime::{WatchStreamExt, reflector as reflect};
@@ -30,7 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use self::derive::{Entry, derive};
 use crate::boot::RUN_DIRECTORY;
-use crate::kubernetes::{Access, NAMESPACE, REGISTRATION_LABEL, REGISTRY, as_manager, chain, client_config};
+use crate::kubernetes::{Access, NAMESPACE, REGISTRATION_LABEL, REGISTRY, answer, as_manager, chain, client_config};
 use crate::registration::control::KUBECONFIG;
 
 /// Under which name the API keeps what the registry applied.
@@ -118,22 +119,22 @@ where
 /// Takes one event in. Errors of a watch are told, and mended by its next attempt; a token that is refused is not.
 fn take(event: Event) -> anyhow::Result<()> {
     let Err(error) = event else { return Ok(()) };
-    let text = chain(&error);
-    anyhow::ensure!(
-        !is_unauthorized(&error),
-        "the registry's token is refused; a restart of this node makes another: {text}"
-    );
+    let status = status_of(&error);
+    let text = status.map_or_else(|| chain(&error), answer);
+    let is_refused = status.is_some_and(|status| status.code == 401);
+    anyhow::ensure!(!is_refused, "the registry's token is refused; a restart of this node makes another: {text}");
     eprintln!("nodezero: registry: watching: {text}");
     Ok(())
 }
 
-fn is_unauthorized(error: &watcher::Error) -> bool {
+/// The API's answer, where that is what went wrong.
+fn status_of(error: &watcher::Error) -> Option<&Status> {
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == 401,
-        watcher::Error::WatchError(status) => status.code == 401,
-        _ => false,
+        | watcher::Error::WatchFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => Some(status),
+        _ => None,
     }
 }
 
@@ -160,7 +161,10 @@ async fn write(registry: &Api<ConfigMap>, entries: &BTreeMap<String, Entry>) -> 
     let patch = patch(entries)?;
     let done = tokio::time::timeout(WRITE, registry.patch(REGISTRY, &as_manager(MANAGER), &Patch::Apply(patch))).await;
     let done = done.with_context(|| format!("nothing came within {} s", WRITE.as_secs()))?;
-    done.map(drop).map_err(|error| anyhow::anyhow!("{}", chain(&error)))
+    done.map(drop).map_err(|error| match error {
+        kube::Error::Api(status) => anyhow::anyhow!("{}", answer(&status)),
+        error => anyhow::anyhow!("{}", chain(&error)),
+    })
 }
 
 /// The whole of what this manager says: a node that is gone is said no longer.
@@ -235,5 +239,34 @@ mod tests {
         let ended = run(&fake, Duration::from_secs(60), Duration::from_secs(20)).expect("it ends");
         let error = ended.expect_err("refused").to_string();
         assert!(error.contains("token is refused") && error.contains("restart of this node"), "{error}");
+    }
+
+    /// Against the cluster that `NODEZERO_TEST_KUBECONFIG` names; see [`crate::registration`]'s tests.
+    #[test]
+    fn a_real_cluster_is_watched() {
+        let Some(path) = std::env::var_os("NODEZERO_TEST_KUBECONFIG") else {
+            eprintln!("skipped: NODEZERO_TEST_KUBECONFIG names no cluster");
+            return;
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio");
+        let data = runtime.block_on(async {
+            let config = client_config(&Access::file(path)).await.expect("usable");
+            let client = Client::try_from(config).expect("a client");
+            let nodes = Api::<Node>::all(client.clone());
+            let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n-watched" } });
+            let later = async {
+                sleep(Duration::from_secs(4)).await;
+                nodes.patch("n-watched", &as_manager("test"), &Patch::Apply(node)).await.expect("made");
+                sleep(Duration::from_secs(5)).await;
+            };
+            tokio::select! {
+                ended = keep(client.clone(), RESYNC) => panic!("{ended:?}"),
+                () = later => {}
+            }
+            let registry = Api::<ConfigMap>::namespaced(client, NAMESPACE).get(REGISTRY).await;
+            registry.expect("written").data.unwrap_or_default()
+        });
+        let entry: Entry = serde_json::from_str(&data["n-watched"]).expect("JSON");
+        assert_eq!(entry.health, derive::Health::Unknown);
     }
 }
