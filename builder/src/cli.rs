@@ -18,6 +18,7 @@ use crate::output::Format;
 use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
 use crate::{boot, cluster, inspect, profile, render, tools};
+use crate::{boot, inspect, nodes, profile, tools};
 
 /// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
 #[derive(Debug, Parser)]
@@ -89,6 +90,11 @@ enum Command {
     Secret(cluster::SecretCommand),
     /// Make an operator's kubeconfig from the cluster's own authority
     Kubeconfig(cluster::Kubeconfig),
+    /// Show the cluster's nodes as the control plane knows them
+    Nodes(nodes::List),
+    /// Add a node, let one join again, or take one out
+    #[command(subcommand)]
+    Node(nodes::Command),
     /// Unpack the programs that tests and `boot` use, such as QEMU, into the cache
     Tools,
 }
@@ -160,6 +166,9 @@ impl Cli {
             Command::Cluster(command) => cluster::run(&command, &progress)?,
             Command::Secret(command) => cluster::run_secret(&command)?,
             Command::Kubeconfig(arguments) => cluster::kubeconfig(&arguments, &progress)?,
+            Command::Profile(command) => return profile::run(&command, common.json),
+            Command::Nodes(args) => return nodes::list(&args, common.json),
+            Command::Node(command) => return nodes::run(&command, common.json),
             Command::Tools => {
                 let root = tools_of(&common, &progress)?.root()?;
                 if common.json {
