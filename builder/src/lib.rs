@@ -19,6 +19,7 @@ pub mod component;
 pub mod cluster;
 pub mod compose;
 mod disk_image;
+pub mod demo;
 pub mod fetch;
 pub mod firstboot;
 pub mod glob;

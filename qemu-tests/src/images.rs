@@ -134,7 +134,7 @@ fn compile() -> Result<PathBuf> {
 }
 
 impl Image {
-    fn parse(json: &[u8]) -> Result<Image> {
+    pub(crate) fn parse(json: &[u8]) -> Result<Image> {
         /// What `nodezero build --json` prints; other members than these do not matter here.
         #[derive(Deserialize)]
         struct Answer {

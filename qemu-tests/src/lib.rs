@@ -20,6 +20,7 @@
 //! - [`console`], [`qmp`] and [`guest`] are the three ways to watch and steer it. Every wait has a deadline.
 //! - [`scenario`](fn@scenario) holds a test's directory and keeps the evidence when it fails.
 //! - [`images`] runs the `nodezero` command; [`storage`] makes disks from images, and damages them on purpose.
+//! - [`cluster`] has what scenarios of several machines that become a cluster need beside them.
 //! - [`tools`], [`firmware`] and [`accel`] find programs, OVMF and an accelerator that work on this machine.
 //!
 //! - [`server`] answers guests on the host's loopback; [`wire`] is a segment of its own, with VLANs and any addresses.
@@ -29,6 +30,7 @@
 
 pub mod accel;
 mod cards;
+pub mod cluster;
 pub mod console;
 pub mod firmware;
 pub mod foreign;

@@ -100,7 +100,12 @@ impl Scenario {
 
     /// A disk to boot from that begins as `image` and is larger. It is the scenario's, and keeps what machines write.
     pub fn boot_disk(&self, image: &Path) -> Result<Disk> {
-        let path = self.dir.join("boot.qcow2");
+        self.boot_disk_of("boot", image)
+    }
+
+    /// Like [`Scenario::boot_disk`], for one of several machines; `name` is the disk's.
+    pub fn boot_disk_of(&self, name: &str, image: &Path) -> Result<Disk> {
+        let path = self.dir.join(format!("{name}.qcow2"));
         storage::overlay(image, storage::BOOT_DISK, &path)?;
         self.image.get_or_init(|| image.to_path_buf());
         Ok(Disk::new(path, Format::Qcow2).boot())

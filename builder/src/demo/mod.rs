@@ -1,0 +1,3 @@
+//! `nodezero demo`: a cluster on this machine, in QEMU, to try.
+
+pub mod rig;

@@ -1,0 +1,410 @@
+//! Scenarios of several machines that become a cluster: what the operator has beside them, the mesh's control server,
+//! and assertions through the API, as the operator makes them.
+//!
+//! - [`MeshServer`] is Tailscale's own test control server on the host's loopback, from `qemu-tests/rig`;
+//! - [`Profiles`] is a directory of profiles with its secrets, and the `nodezero` commands that work on it;
+//! - [`Api`] is the cluster's API through a port of the host that leads to a control node's;
+//! - [`Timings`] is how long each power-on took until its node was Ready, and which steps took it.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fmt::{self, Debug, Write as _};
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::Mutex;
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::NamespaceResourceScope;
+use nodezero::cache::Cache;
+use nodezero::demo::rig;
+use nodezero::kube::{ANSWER, Access, Cluster, block_on};
+use nodezero::progress::Progress;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::guest::{READY, STOPPED};
+use crate::{Image, Role, Vm, images, spawn, tools};
+
+/// How long a server of the rig may take until it listens.
+const LISTEN: Duration = Duration::from_secs(60);
+
+/// How often something is asked that is waited for.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What a node says of a step that waiting does not help.
+const LASTING: &str = "again when disks or addresses change, or after a restart";
+
+/// What the line with a node's timings contains.
+const SUMMARY: &str = "nodezero: summary: node ";
+
+/// The program `name` of the rig: ready made in `NODEZERO_RIG`, else built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("rig");
+    rig::program(&module, name, &Cache::open(None)?, &Progress::new(false))
+}
+
+/// The image of `role` with its components: where they come from is `nodezero build`'s choice, unless
+/// `NODEZERO_FLOW_COMPONENTS` has words such as `k3s=PATH tailscale=PATH`. Its kernel is the small one of servers.
+pub fn image(role: Role) -> Result<Image> {
+    static BUILT: Mutex<BTreeMap<Role, Image>> = Mutex::new(BTreeMap::new());
+    let mut known = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if let Some(image) = known.get(&role) {
+        return Ok(image.clone());
+    }
+    let out = crate::scenario::base()?.join("cluster-images");
+    let mut command = Command::new(images::nodezero()?);
+    command.args(["build", role.name(), "--platform", "vps", "--format", "raw", "--json", "--out"]).arg(&out);
+    let choices = env::var("NODEZERO_FLOW_COMPONENTS").unwrap_or_default();
+    // An edge image has no K3s.
+    let of_role = |choice: &&str| role != Role::Edge || !choice.starts_with("k3s=");
+    for choice in choices.split_whitespace().filter(of_role) {
+        command.args(["--component", choice]);
+    }
+    let image = Image::parse(&tools::run(&mut command)?)
+        .with_context(|| format!("reading what nodezero build {} answered", role.name()))?;
+    known.insert(role, image.clone());
+    Ok(image)
+}
+
+/// Asks until there is an answer. What went wrong last is told when there is none in time.
+pub fn wait_until<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let started = Instant::now();
+    loop {
+        let last = match ask() {
+            Ok(Some(answer)) => return Ok(answer),
+            Ok(None) => None,
+            Err(error) => Some(error),
+        };
+        if started.elapsed() > deadline {
+            let error = last.unwrap_or_else(|| anyhow::anyhow!("it is not so"));
+            return Err(error.context(format!("waiting {deadline:?} for {what}")));
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Waits until a node says that it is ready. Steps that it tries again by itself are no reason to stop.
+pub fn wait_ready(vm: &Vm, deadline: Duration) -> Result<Duration> {
+    let console = vm.console();
+    console.expect(STOPPED);
+    let line = console.wait_for_any(&[READY, LASTING], deadline)?;
+    if line.text.contains(LASTING) {
+        bail!("a step cannot be finished:\n{}", console.tail(20));
+    }
+    Ok(line.at)
+}
+
+/// The mesh's control server. It ends with this.
+#[derive(Debug)]
+pub struct MeshServer {
+    child: Child,
+    /// The server runs while this is open.
+    _stdin: ChildStdin,
+    addresses: Addresses,
+}
+
+/// What the server prints when it listens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+struct Addresses {
+    guest: String,
+    admin: String,
+}
+
+impl MeshServer {
+    /// Starts it with these auth keys, each as `--auth-key` takes it. What it says goes to `log`.
+    pub fn start(keys: &[&str], log: &Path) -> Result<MeshServer> {
+        let mut command = Command::new(program("meshserver")?);
+        for key in keys {
+            command.args(["--auth-key", key]);
+        }
+        let log = fs::File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let mut child = spawn::guarded(command).context("starting meshserver")?;
+        let (stdin, stdout) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+        let (sender, line) = channel();
+        thread::spawn(move || {
+            let mut line = String::new();
+            let read = BufReader::new(stdout).read_line(&mut line).map(|_| line);
+            // Who waited may have given up.
+            let _ = sender.send(read);
+        });
+        let said = line.recv_timeout(LISTEN).map_err(anyhow::Error::from).and_then(|read| Ok(read?));
+        let addresses = said.and_then(|line| Addresses::parse(&line));
+        if addresses.is_err() {
+            // It has ended, or does not do what it should.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        Ok(MeshServer { child, _stdin: stdin, addresses: addresses.context("starting meshserver")? })
+    }
+
+    /// Its URL, as guests reach it.
+    pub fn url(&self) -> &str {
+        &self.addresses.guest
+    }
+
+    /// Asks its administration; see the rig's README.
+    pub fn admin(&self, method: &str, path: &str, body: &str) -> Result<String> {
+        http(&self.addresses.admin, method, path, body).with_context(|| format!("asking meshserver to {method} {path}"))
+    }
+}
+
+impl Drop for MeshServer {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Addresses {
+    fn parse(line: &str) -> Result<Addresses> {
+        serde_json::from_str(line).with_context(|| format!("meshserver said {line:?}"))
+    }
+}
+
+/// One request to `http://HOST:PORT`, which ends the connection with its answer.
+fn http(url: &str, method: &str, path: &str, body: &str) -> Result<String> {
+    let host = url.strip_prefix("http://").with_context(|| format!("{url} is no http URL"))?;
+    let mut stream = TcpStream::connect(host).with_context(|| format!("connecting to {host}"))?;
+    stream.set_read_timeout(Some(LISTEN))?;
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: {host}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("an answer without an end of its head")?;
+    let status = head.split(' ').nth(1).unwrap_or_default();
+    ensure!(status.starts_with('2'), "it answers {status}: {}", body.trim());
+    Ok(body.to_owned())
+}
+
+/// A directory of profiles, and who may open its secrets.
+#[derive(Debug)]
+pub struct Profiles {
+    dir: PathBuf,
+    environment: BTreeMap<String, String>,
+}
+
+impl Profiles {
+    /// Begins one by `nodezero cluster init`, with a key of its own.
+    pub fn init(dir: &Path) -> Result<Profiles> {
+        use age::secrecy::ExposeSecret as _;
+        let identity = age::x25519::Identity::generate();
+        let key = dir.with_extension("key");
+        fs::write(&key, format!("{}\n", identity.to_string().expose_secret()))
+            .with_context(|| format!("writing {}", key.display()))?;
+        let mut profiles = Profiles { dir: dir.to_owned(), environment: BTreeMap::new() };
+        profiles.set("NODEZERO_AGE_IDENTITY", &key.display().to_string());
+        let recipient = identity.to_public().to_string();
+        profiles.nodezero(&["cluster", "init", &dir.display().to_string(), "--recipient", &recipient])?;
+        Ok(profiles)
+    }
+
+    /// Sets a variable of the environment of all commands.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Writes a profile, `cluster.yaml` or `nodes/NAME.yaml`, as JSON, which is YAML.
+    pub fn write(&self, name: &str, profile: &Value) -> Result<()> {
+        let path = self.dir.join(name);
+        fs::create_dir_all(path.parent().context("a profile has a directory")?)?;
+        fs::write(&path, format!("{profile:#}\n")).with_context(|| format!("writing {}", path.display()))
+    }
+
+    /// Runs `nodezero` in the directory, and gives what it prints.
+    pub fn nodezero(&self, args: &[&str]) -> Result<String> {
+        let mut command = Command::new(images::nodezero()?);
+        command.args(args).envs(&self.environment);
+        if self.dir.is_dir() {
+            command.current_dir(&self.dir);
+        }
+        Ok(String::from_utf8_lossy(&tools::run(&mut command)?).into_owned())
+    }
+
+    /// Renders a node's Ignition config into `file`.
+    pub fn render(&self, node: &str, file: &Path) -> Result<PathBuf> {
+        self.nodezero(&["render", node, "--out", &file.display().to_string()])?;
+        Ok(file.to_owned())
+    }
+
+    /// Mints the operator's kubeconfig for the API at `server`, and makes all commands use it.
+    pub fn kubeconfig(&mut self, server: &str, file: &Path) -> Result<Api> {
+        let out = file.display().to_string();
+        self.nodezero(&["kubeconfig", "--server", server, "--out", &out])?;
+        self.set("KUBECONFIG", &out);
+        Ok(Api { kubeconfig: file.to_owned() })
+    }
+}
+
+/// The cluster's API, as the operator reaches it.
+#[derive(Clone, Debug)]
+pub struct Api {
+    kubeconfig: PathBuf,
+}
+
+impl Api {
+    /// The API that a kubeconfig names.
+    pub fn new(kubeconfig: PathBuf) -> Api {
+        Api { kubeconfig }
+    }
+
+    /// Does something with the API.
+    pub fn with<T, F: Future<Output = Result<T>>>(&self, work: impl FnOnce(Cluster) -> F) -> Result<T> {
+        let access = Access { kubeconfig: Some(self.kubeconfig.clone()), context: None };
+        block_on(async move { work(access.cluster(Some(ANSWER)).await?).await })
+    }
+
+    /// An object in a namespace, if it is there.
+    pub fn find<K>(&self, namespace: &str, name: &str) -> Result<Option<K>>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + serde::de::DeserializeOwned
+            + Debug,
+    {
+        self.with(async |cluster| cluster.find(&cluster.of::<K>(namespace), name).await)
+    }
+
+    /// An object that is in no namespace, if it is there.
+    pub fn find_global<K>(&self, name: &str) -> Result<Option<K>>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + Debug,
+    {
+        self.with(async |cluster| cluster.find(&cluster.all::<K>(), name).await)
+    }
+
+    /// Makes an object in a namespace as it is described.
+    pub fn apply<K>(&self, namespace: &str, object: &Value) -> Result<K>
+    where
+        K: kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + serde::de::DeserializeOwned
+            + Debug,
+    {
+        let name = object["metadata"]["name"].as_str().context("an object has a name")?;
+        self.with(async |cluster| cluster.apply(&cluster.of::<K>(namespace), name, object).await)
+    }
+}
+
+/// How long one power-on took.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Timing {
+    /// The node's name.
+    pub node: String,
+    /// Which power-on of it.
+    pub power_on: String,
+    /// From power-on until the node said that it is ready, in milliseconds.
+    pub ready_ms: u64,
+    /// Each step in order, and its milliseconds.
+    pub steps: Vec<(String, u64)>,
+}
+
+impl Timing {
+    /// Reads it from a node's console.
+    pub fn read(vm: &Vm, power_on: &str) -> Result<Timing> {
+        let ready = vm.console().find(READY).context("the node has not got ready")?;
+        let summary = vm.console().find(SUMMARY).context("no summary on the console")?;
+        let (node, steps) = parse_summary(&summary.text)?;
+        let ready_ms = u64::try_from(ready.at.as_millis()).unwrap_or(u64::MAX);
+        Ok(Timing { node, power_on: power_on.to_owned(), ready_ms, steps })
+    }
+}
+
+/// Name and steps in `nodezero: summary: node NAME is up S.T s after the kernel started: STEP N ms, …`.
+fn parse_summary(line: &str) -> Result<(String, Vec<(String, u64)>)> {
+    let malformed = || format!("{line:?} is no summary");
+    let (_, rest) = line.split_once(SUMMARY).with_context(malformed)?;
+    let (name, rest) = rest.split_once(" is up ").with_context(malformed)?;
+    let (_, steps) = rest.split_once(" s after the kernel started: ").with_context(malformed)?;
+    let step = |text: &str| {
+        let (step, ms) = text.trim().strip_suffix(" ms")?.rsplit_once(' ')?;
+        Some((step.to_owned(), ms.parse().ok()?))
+    };
+    let steps = steps.split(", ").map(|text| step(text).with_context(malformed)).collect::<Result<_>>()?;
+    Ok((name.to_owned(), steps))
+}
+
+/// Power-ons in order; printed as a table of seconds.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Timings(pub Vec<Timing>);
+
+impl Timings {
+    /// Writes them as JSON.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let json = serde_json::to_vec_pretty(self)?;
+        fs::write(path, json).with_context(|| format!("writing {}", path.display()))
+    }
+}
+
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |ms: u64| format!("{}.{}", ms / 1000, ms % 1000 / 100);
+        for timing in &self.0 {
+            let mut steps = String::new();
+            let in_steps: u64 = timing.steps.iter().map(|(_, ms)| ms).sum();
+            for (step, ms) in &timing.steps {
+                write!(steps, "  {step} {}", seconds(*ms))?;
+            }
+            let before = seconds(timing.ready_ms.saturating_sub(in_steps));
+            let Timing { node, power_on, ready_ms, .. } = timing;
+            writeln!(f, "{node:<10} {power_on:<10} {:>7} s:  boot {before}{steps}", seconds(*ready_ms))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_read() {
+        let line =
+            "nodezero: summary: node worker-1 is up 81.2 s after the kernel started: data-disks 1200 ms, mesh 9 ms";
+        let steps = vec![("data-disks".to_owned(), 1200), ("mesh".to_owned(), 9)];
+        assert_eq!(parse_summary(line).expect("a summary"), ("worker-1".to_owned(), steps.clone()));
+        for line in
+            ["", "nodezero: summary: node a", "nodezero: summary: node a is up 1.0 s after the kernel started: x"]
+        {
+            assert!(parse_summary(line).is_err(), "{line}");
+        }
+        let timing = Timing { node: "worker-1".into(), power_on: "first".into(), ready_ms: 83_450, steps };
+        let table = Timings(vec![timing]).to_string();
+        assert_eq!(table, "worker-1   first         83.4 s:  boot 82.2  data-disks 1.2  mesh 0.0\n");
+    }
+
+    #[test]
+    fn what_does_not_come_is_told_with_its_last_error() {
+        let mut asked = 0;
+        let error = wait_until::<()>("rain", Duration::ZERO, || {
+            asked += 1;
+            bail!("the sky is blue")
+        });
+        assert_eq!(format!("{:#}", error.unwrap_err()), "waiting 0ns for rain: the sky is blue");
+        assert_eq!(asked, 1);
+        assert_eq!(wait_until("rain", Duration::ZERO, || Ok(Some(1))).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_mesh_server_says_where_it_is() {
+        let line = r#"{"control":"http://127.0.0.1:1","guest":"http://10.0.2.2:1","admin":"http://127.0.0.1:2"}"#;
+        let addresses = Addresses::parse(line).unwrap();
+        assert_eq!((&*addresses.guest, &*addresses.admin), ("http://10.0.2.2:1", "http://127.0.0.1:2"));
+        assert!(format!("{:#}", Addresses::parse("panic").unwrap_err()).contains("\"panic\""));
+    }
+}
