@@ -92,18 +92,12 @@ pub fn run(arguments: &Arguments, tools: &Tools, progress: &Progress) -> Result<
         None => scratch.path().join("boot.qcow2"),
     };
     if !overlay.exists() {
-        let format = if inspect::is_qcow2(&image)? { "qcow2" } else { "raw" };
-        let image_size = fs_size(&image)?;
-        let mut create = tools.command("qemu-img")?;
-        create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(&image).arg(&overlay);
-        create.arg(arguments.boot_disk.max(image_size).to_string());
-        run_quietly(&mut create)?;
+        make_overlay(tools, &image, arguments.boot_disk, &overlay)?;
     }
     let mut disks = vec![overlay];
     for (index, size) in arguments.disks.iter().enumerate() {
         let path = scratch.path().join(format!("data-{}.qcow2", index + 1));
-        let mut create = tools.command("qemu-img")?;
-        run_quietly(create.args(["create", "-q", "-f", "qcow2"]).arg(&path).arg(size.to_string()))?;
+        make_disk(tools, *size, &path)?;
         disks.push(path);
     }
     let mut command = tools.command("qemu-system-x86_64")?;
@@ -121,6 +115,21 @@ pub fn run(arguments: &Arguments, tools: &Tools, progress: &Progress) -> Result<
     }
     let status = command.status().with_context(|| format!("running {command:?}"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Makes a disk that begins as `image`, of `size` bytes or as large as the image is.
+pub(crate) fn make_overlay(tools: &Tools, image: &Path, size: u64, overlay: &Path) -> Result<()> {
+    let format = if inspect::is_qcow2(image)? { "qcow2" } else { "raw" };
+    let image_size = fs_size(image)?;
+    let mut create = tools.command("qemu-img")?;
+    create.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(image).arg(overlay);
+    run_quietly(create.arg(size.max(image_size).to_string()))
+}
+
+/// Makes an empty disk of `size` bytes.
+pub(crate) fn make_disk(tools: &Tools, size: u64, path: &Path) -> Result<()> {
+    let mut create = tools.command("qemu-img")?;
+    run_quietly(create.args(["create", "-q", "-f", "qcow2"]).arg(path).arg(size.to_string()))
 }
 
 fn machine_args(arguments: &Arguments, kvm: bool, disks: &[PathBuf]) -> Vec<OsString> {
@@ -152,7 +161,7 @@ fn machine_args(arguments: &Arguments, kvm: bool, disks: &[PathBuf]) -> Vec<OsSt
 }
 
 /// The UEFI firmware: a copy of its variables lies in `scratch`.
-fn firmware(tools: &Tools, scratch: &Path) -> Result<Vec<OsString>> {
+pub(crate) fn firmware(tools: &Tools, scratch: &Path) -> Result<Vec<OsString>> {
     let pair = ["OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"];
     let own = Path::new("/usr/share/OVMF");
     let [code, vars] = if pair.iter().all(|name| own.join(name).is_file()) {
@@ -170,7 +179,7 @@ fn firmware(tools: &Tools, scratch: &Path) -> Result<Vec<OsString>> {
 }
 
 /// Whether the image's own kernel says anything under KVM before a deadline.
-fn kvm_works(tools: &Tools, image: &Path, scratch: &Path) -> bool {
+pub(crate) fn kvm_works(tools: &Tools, image: &Path, scratch: &Path) -> bool {
     if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }

@@ -1,5 +1,6 @@
 //! The `nodezero` command's arguments and what each of its commands does.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
 use crate::{boot, cluster, inspect, profile, render, tools};
 use crate::{boot, inspect, nodes, profile, tools};
+use crate::{boot, demo, inspect, nodes, profile, tools};
 
 /// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
 #[derive(Debug, Parser)]
@@ -95,6 +97,11 @@ enum Command {
     /// Add a node, let one join again, or take one out
     #[command(subcommand)]
     Node(nodes::Command),
+    /// Try it: a control node and a worker in QEMU on this machine, until Ctrl-C
+    Demo(demo::Arguments),
+    /// Run a program that ends with the process that asked for it
+    #[command(hide = true)]
+    Guarded(demo::guard::Arguments),
     /// Unpack the programs that tests and `boot` use, such as QEMU, into the cache
     Tools,
 }
@@ -169,6 +176,8 @@ impl Cli {
             Command::Profile(command) => return profile::run(&command, common.json),
             Command::Nodes(args) => return nodes::list(&args, common.json),
             Command::Node(command) => return nodes::run(&command, common.json),
+            Command::Demo(args) => return demo::run(&args, &setting_of(&common, &progress)?),
+            Command::Guarded(args) => demo::guard::run(&args)?,
             Command::Tools => {
                 let root = tools_of(&common, &progress)?.root()?;
                 if common.json {
@@ -193,6 +202,23 @@ fn tools_of(common: &Common, progress: &Progress) -> Result<tools::Tools> {
         common.mirror.clone(),
         progress.clone(),
     ))
+}
+
+/// What the demo needs of the common arguments, for itself and for the commands that it runs.
+fn setting_of(common: &Common, progress: &Progress) -> Result<demo::Setting> {
+    let paths = [("--images", &common.images), ("--cache", &common.cache)];
+    let given = paths.into_iter().filter_map(|(name, path)| Some((name, path.as_ref()?)));
+    // Those commands run in another directory.
+    let given = given.map(|(name, path)| (name, std::path::absolute(path).unwrap_or_else(|_| path.clone()).into()));
+    let mirror = common.mirror.iter().map(|mirror| ("--mirror", OsString::from(mirror)));
+    let options = given.chain(mirror).flat_map(|(name, value)| [OsString::from(name), value]).collect();
+    Ok(demo::Setting {
+        options,
+        images: common.images.clone(),
+        cache: Cache::open(common.cache.as_deref())?,
+        tools: tools_of(common, progress)?,
+        progress: progress.clone(),
+    })
 }
 
 fn run_build(common: &Common, args: BuildArgs, progress: &Progress) -> Result<()> {
