@@ -21,7 +21,7 @@ pub mod table;
 pub mod vault;
 mod watch;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
@@ -99,9 +99,9 @@ pub fn list(arguments: &List, json: bool) -> Result<ExitCode> {
         }
     })?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&listing).context("printing the nodes")?);
+        print_lines(&[serde_json::to_string_pretty(&listing).context("printing the nodes")?])?;
     } else if listing == Listing::default() {
-        println!("no node has registered yet");
+        print_lines(&["no node has registered yet".to_owned()])?;
     } else {
         print_lines(&table::lines(&listing, Timestamp::now()))?;
     }
@@ -124,11 +124,7 @@ pub fn run(command: &Command, json: bool) -> Result<ExitCode> {
             remove::remove(&cluster, name, *force).await
         })?,
     };
-    if json {
-        println!("{}", deed.json);
-    } else {
-        print_lines(&deed.lines)?;
-    }
+    print_lines(&if json { vec![deed.json.to_string()] } else { deed.lines })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,9 +134,13 @@ async fn find(cluster: &Cluster) -> Result<Option<Listing>> {
     Ok(found.map(|map| Listing::parse(&map.data.unwrap_or_default())))
 }
 
+/// Prints lines. Who closes the pipe has seen enough, which is no error.
 fn print_lines(lines: &[String]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    lines.iter().try_for_each(|line| writeln!(out, "{line}")).context("writing to standard output")
+    match lines.iter().try_for_each(|line| writeln!(out, "{line}")).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("writing to standard output"),
+    }
 }
 
 /// Whether a Node's condition says that it is Ready.
