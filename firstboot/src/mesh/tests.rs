@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -132,7 +133,11 @@ fn serve(mut stream: UnixStream, daemon: &Mutex<Daemon>) -> std::io::Result<()> 
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let (status, answer) = daemon.lock().expect("whole").answer(method, path, &body);
     let text = answer.to_string();
-    write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
+    write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())?;
+    // What is closed with something unread is reset, and the answer may be lost.
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.shutdown(Shutdown::Write)?;
+    std::io::copy(&mut reader, &mut std::io::sink()).map(drop)
 }
 
 /// The machine, whose time passes by pauses alone.

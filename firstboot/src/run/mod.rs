@@ -63,6 +63,7 @@ use crate::disks;
 use crate::files::read_bounded;
 use crate::firewall::Firewall;
 use crate::k3s::Cluster;
+use crate::mesh::Mesh;
 use crate::registration::Registration;
 use crate::registration::publish::Target;
 use crate::summary::{Failure, OrFail};
@@ -208,7 +209,7 @@ fn steps(mode: &Mode, boot: &Boot, target: &Target) -> Vec<Box<dyn Step>> {
         steps.push(Box::new(DataDisks::new(Node::clone(node))));
         // The firewall stands before anybody can reach this node over what the mesh opens.
         steps.extend(Firewall::new(node).map(boxed));
-        // The step `mesh` comes here.
+        steps.extend(Mesh::new(node).map(boxed));
         steps.extend(Cluster::new(node).map(boxed));
         steps.extend(Registration::new(node, boot.version.clone(), target.clone()).map(boxed));
     }
@@ -370,7 +371,7 @@ mod tests {
                 "a member of a cluster",
                 Some(r#"{"version":1,"name":"n","role":"worker","mesh":{},"cluster":{"server":"c","tokenFile":"/t"}}"#),
                 esp.clone(),
-                Ok("identity time data-disks firewall cluster registration root confirm"),
+                Ok("identity time data-disks firewall mesh cluster registration root confirm"),
             ),
             ("a node of an earlier start", Some(node), ConfigOrigin::None, Ok("identity time data-disks root confirm")),
             ("no JSON", Some("{"), esp.clone(), Err("EOF while parsing")),

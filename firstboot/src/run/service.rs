@@ -40,12 +40,21 @@ pub(crate) struct Service {
     warnings: BTreeMap<&'static str, Vec<String>>,
     /// Where the control plane is told how this node is.
     pub(crate) target: Target,
+    /// The machine as it was last observed. A change since then ends a wait, also one that came while a step was tried.
+    seen: Seen,
 }
 
 impl Service {
     /// Of a boot.
     pub(crate) fn new(boot: Boot, notifier: Arc<Notifier>, pulse: Arc<Pulse>) -> Self {
-        Self { status: Status::new(boot), notifier, pulse, warnings: BTreeMap::new(), target: Target::default() }
+        Self {
+            status: Status::new(boot),
+            notifier,
+            pulse,
+            warnings: BTreeMap::new(),
+            target: Target::default(),
+            seen: look(),
+        }
     }
 
     /// Writes the status for programs.
