@@ -18,9 +18,7 @@ use crate::mirror::Mirrors;
 use crate::output::Format;
 use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
-use crate::{boot, cluster, inspect, profile, render, tools};
-use crate::{boot, inspect, nodes, profile, tools};
-use crate::{boot, demo, inspect, nodes, profile, tools};
+use crate::{boot, cluster, demo, inspect, nodes, profile, render, tools};
 
 /// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
 #[derive(Debug, Parser)]
@@ -173,7 +171,6 @@ impl Cli {
             Command::Cluster(command) => cluster::run(&command, &progress)?,
             Command::Secret(command) => cluster::run_secret(&command)?,
             Command::Kubeconfig(arguments) => cluster::kubeconfig(&arguments, &progress)?,
-            Command::Profile(command) => return profile::run(&command, common.json),
             Command::Nodes(args) => return nodes::list(&args, common.json),
             Command::Node(command) => return nodes::run(&command, common.json),
             Command::Demo(args) => return demo::run(&args, &setting_of(&common, &progress)?),

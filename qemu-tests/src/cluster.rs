@@ -197,15 +197,10 @@ pub struct Profiles {
 impl Profiles {
     /// Begins one by `nodezero cluster init`, with a key of its own.
     pub fn init(dir: &Path) -> Result<Profiles> {
-        use age::secrecy::ExposeSecret as _;
-        let identity = age::x25519::Identity::generate();
-        let key = dir.with_extension("key");
-        fs::write(&key, format!("{}\n", identity.to_string().expose_secret()))
-            .with_context(|| format!("writing {}", key.display()))?;
+        let key = dir.with_extension("key").display().to_string();
         let mut profiles = Profiles { dir: dir.to_owned(), environment: BTreeMap::new() };
-        profiles.set("NODEZERO_AGE_IDENTITY", &key.display().to_string());
-        let recipient = identity.to_public().to_string();
-        profiles.nodezero(&["cluster", "init", &dir.display().to_string(), "--recipient", &recipient])?;
+        profiles.set("NODEZERO_AGE_IDENTITY", &key);
+        profiles.nodezero(&["cluster", "init", &dir.display().to_string(), "--new-identity", &key])?;
         Ok(profiles)
     }
 

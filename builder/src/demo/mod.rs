@@ -21,7 +21,6 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use age::secrecy::ExposeSecret as _;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Value, json};
@@ -258,12 +257,10 @@ struct Operator<'a> {
 impl Operator<'_> {
     /// Profiles of a cluster of two, and its secrets.
     fn profiles(&self, login: &str) -> Result<()> {
-        let identity = age::x25519::Identity::generate();
+        let key = self.key.display().to_string();
+        self.nodezero(&["cluster", "init", "--new-identity", &key], &self.dir)?;
         let write =
             |path: &Path, text: &str| fs::write(path, text).with_context(|| format!("writing {}", path.display()));
-        write(&self.key, &format!("{}\n", identity.to_string().expose_secret()))?;
-        let recipient = identity.to_public().to_string();
-        self.nodezero(&["cluster", "init", "--recipient", &recipient], &self.dir)?;
         let cluster = json!({
             "name": "demo",
             "mesh": { "loginServer": login, "authKey": { "env": "NODEZERO_DEMO_AUTH_KEY" } },

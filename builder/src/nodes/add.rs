@@ -13,13 +13,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use nodezero_profile::language::{CLUSTER_FILE, NODES, SECRETS_FILE, Secret as Hidden};
 use nodezero_profile::node::NodeName;
 
 use super::draft::{self, AuthKey};
 use super::objects::{self, Edge};
-use super::vault::{self, Token, Vault};
 use super::{Deed, deed};
 use crate::kube::{ANSWER, Access, Cluster, NAMESPACE, block_on};
+use crate::secrets::{IDENTITY_VARIABLE, Store};
 
 /// How long the cluster may take to fill a token's Secret.
 const TOKEN: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ const TOKEN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(250);
 /// Where a K3s server keeps its join token ([documented](https://docs.k3s.io/cli/token)).
 const NODE_TOKEN: &str = "/var/lib/rancher/k3s/server/node-token";
+/// The join token's entry among the secrets, where cluster.yaml names no other.
+const JOIN_TOKEN: &str = "join-token";
 /// The longest join token that is read, in bytes.
 const TOKEN_LIMIT: usize = 4096;
 
@@ -48,7 +51,7 @@ pub struct Arguments {
     #[arg(long)]
     role: Kind,
     /// The directory of profiles: where cluster.yaml is
-    #[arg(long, value_name = "DIR", default_value = ".")]
+    #[arg(long, value_name = "DIR", env = "NODEZERO_PROFILES", default_value = ".")]
     dir: PathBuf,
     /// The file with the mesh's auth key; the profile refers to it
     #[arg(long, value_name = "FILE", conflicts_with = "auth_key_env")]
@@ -56,8 +59,8 @@ pub struct Arguments {
     /// The environment variable with the mesh's auth key; the profile refers to it
     #[arg(long, value_name = "NAME")]
     auth_key_env: Option<String>,
-    /// The key that opens the secrets, as age has it
-    #[arg(long, value_name = "FILE", env = "NODEZERO_AGE_IDENTITY")]
+    /// The age identity file that opens secrets.age
+    #[arg(long, value_name = "FILE", env = IDENTITY_VARIABLE)]
     identity: Option<PathBuf>,
     /// The profile is there: keep it, and make what the node needs
     #[arg(long)]
@@ -69,6 +72,12 @@ pub struct Arguments {
     access: Access,
 }
 
+/// The entry of an edge node's token among the secrets: what its profile refers to where it names no other.
+#[must_use]
+pub fn registration_token(name: &NodeName) -> String {
+    format!("registration-{name}")
+}
+
 /// Adds the node.
 ///
 /// # Errors
@@ -76,11 +85,11 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<Deed> {
     let Arguments { name, dir, .. } = arguments;
     ensure!(
-        dir.join("cluster.yaml").is_file(),
-        "{} has no cluster.yaml: name the directory of profiles with --dir, or begin one with `nodezero cluster init`",
+        dir.join(CLUSTER_FILE).is_file(),
+        "{} has no {CLUSTER_FILE}: name the directory of profiles with --dir, or begin one with `nodezero cluster init`",
         dir.display()
     );
-    let profile = dir.join("nodes").join(format!("{name}.yaml"));
+    let profile = dir.join(NODES).join(format!("{name}.yaml"));
     let is_there = fs::symlink_metadata(&profile).is_ok();
     if is_there && !arguments.keep_profile {
         bail!("{} is there already: choose another name, or say --keep-profile", profile.display());
@@ -90,12 +99,12 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         "{} is not there: leave out --keep-profile to have one written",
         profile.display()
     );
-    let mut vault = vault::open(dir, arguments.identity.as_deref())?;
+    let mut store = Store::open(dir, arguments.identity.as_deref())?;
     let mut lines = match arguments.role {
-        Kind::Worker => worker(arguments, vault.as_mut())?,
+        Kind::Worker => worker(arguments, &mut store)?,
         Kind::Edge => {
             ensure!(!arguments.offline, "an edge node's account is made in the cluster: leave out --offline");
-            block_on(edge(arguments, vault.as_mut()))?
+            block_on(edge(arguments, &mut store))?
         }
     };
     if !is_there {
@@ -116,45 +125,48 @@ fn next(arguments: &Arguments) -> String {
     )
 }
 
-fn worker(arguments: &Arguments, vault: &mut dyn Vault) -> Result<Vec<String>> {
+fn worker(arguments: &Arguments, store: &mut Store) -> Result<Vec<String>> {
     if !arguments.offline {
         block_on(async {
             let cluster = arguments.access.cluster(Some(ANSWER)).await?;
             refuse_taken(&cluster, &arguments.name, None).await
         })?;
     }
-    if vault.find(vault::JOIN_TOKEN)?.is_some() {
-        return Ok(vec![format!("the join token is in {}", vault.path().display())]);
+    if store.get(JOIN_TOKEN).is_some() {
+        return Ok(vec![format!("the join token is in {SECRETS_FILE}")]);
     }
-    let token = read_node_token(Path::new(NODE_TOKEN))
-        .with_context(|| format!("{} has no join token ({:?})", vault.path().display(), vault::JOIN_TOKEN))?;
-    vault.keep(vault::JOIN_TOKEN, &token)?;
-    Ok(vec![format!("put the join token of {NODE_TOKEN} into {}", vault.path().display())])
+    let token =
+        read_node_token(Path::new(NODE_TOKEN)).with_context(|| format!("{SECRETS_FILE} has no entry {JOIN_TOKEN}"))?;
+    store.set(JOIN_TOKEN, &token)?;
+    store.write()?;
+    Ok(vec![format!("put the join token of {NODE_TOKEN} into {SECRETS_FILE}")])
 }
 
-fn read_node_token(path: &Path) -> Result<Token> {
+fn read_node_token(path: &Path) -> Result<Hidden> {
     let text = fs::read_to_string(path).with_context(|| {
         format!(
             "reading {} (run this on a control node, or make a join token with `nodezero cluster init`)",
             path.display()
         )
     })?;
-    let token = text.trim();
+    // What stands before the secret is made anew from the authorities in the store.
+    let token = text.trim().rsplit("::server:").next().unwrap_or_default();
     ensure!(!token.is_empty() && token.len() <= TOKEN_LIMIT, "{} holds no join token", path.display());
-    Ok(Token::new(token.to_owned()))
+    Ok(Hidden::new(token))
 }
 
-async fn edge(arguments: &Arguments, vault: &mut dyn Vault) -> Result<Vec<String>> {
+async fn edge(arguments: &Arguments, store: &mut Store) -> Result<Vec<String>> {
     let name = &arguments.name;
     let cluster = arguments.access.cluster(Some(ANSWER)).await?;
     let edge = Edge::new(name);
     refuse_taken(&cluster, name, (!arguments.keep_profile).then_some(&edge)).await?;
     make(&cluster, &edge).await?;
     let token = token(&cluster, &edge).await?;
-    vault.keep(&vault::registration_token(name), &token)?;
+    store.set(&registration_token(name), &token)?;
+    store.write()?;
     Ok(vec![
         format!("made the account {} in {NAMESPACE} at {}", edge.account(), cluster.url()),
-        format!("put its token into {} as {:?}", vault.path().display(), vault::registration_token(name)),
+        format!("put its token into {SECRETS_FILE} as {}", registration_token(name)),
     ])
 }
 
@@ -189,14 +201,17 @@ async fn make(cluster: &Cluster, edge: &Edge) -> Result<()> {
 }
 
 /// The token, once the cluster has put it into its Secret.
-async fn token(cluster: &Cluster, edge: &Edge) -> Result<Token> {
+async fn token(cluster: &Cluster, edge: &Edge) -> Result<Hidden> {
     let secrets = cluster.of::<Secret>(NAMESPACE);
     let begin = tokio::time::Instant::now();
     while begin.elapsed() < TOKEN {
         let secret = cluster.find(&secrets, &edge.token()).await?;
         if let Some(bytes) = secret.and_then(|secret| secret.data).and_then(|mut data| data.remove("token")) {
             let text = String::from_utf8(bytes.0).ok().filter(|text| !text.is_empty());
-            return text.map(Token::new).with_context(|| format!("the token in Secret {} is no text", edge.token()));
+            return text
+                .as_deref()
+                .map(Hidden::new)
+                .with_context(|| format!("the token in Secret {} is no text", edge.token()));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -237,9 +252,11 @@ mod tests {
         let path = dir.path().join("node-token");
         let error = format!("{:#}", read_node_token(&path).expect_err("missing"));
         assert!(error.contains("node-token") && error.contains("nodezero cluster init"), "{error}");
-        for (content, expected) in [("K10ab::server:s3cret\n", Some("K10ab::server:s3cret")), ("\n", None)] {
+        for (content, expected) in
+            [("K10ab::server:s3cret\n", Some("s3cret")), ("s3cret\n", Some("s3cret")), ("\n", None)]
+        {
             fs::write(&path, content).expect("written");
-            assert_eq!(read_node_token(&path).ok().as_ref().map(Token::reveal), expected, "{content:?}");
+            assert_eq!(read_node_token(&path).ok().as_ref().map(Hidden::expose), expected, "{content:?}");
         }
         let huge = "x".repeat(TOKEN_LIMIT + 1);
         fs::write(&path, huge).expect("written");

@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 
 use nodezero_profile::node::NodeName;
 
-use super::add::Kind;
-use super::vault;
+use super::add::{Kind, registration_token};
 
 /// Where the mesh's auth key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,8 +18,11 @@ pub enum AuthKey {
 /// The profile's text.
 #[must_use]
 pub fn profile(name: &NodeName, kind: Kind, key: Option<&AuthKey>) -> String {
-    let mut text =
-        format!("# The {} {name}. What is not said here is as cluster.yaml says.\nrole: {}\n", word(kind), word(kind));
+    let mut text = format!(
+        "# yaml-language-server: $schema=../.schema/node.json\n# The {} {name}. What is not said here is as cluster.yaml says.\nrole: {}\n",
+        word(kind),
+        word(kind)
+    );
     text.push_str("\n# The key that enrols the machine in the mesh, once. Secrets are named here, never written.\n");
     text.push_str(&mesh(key));
     text.push_str(match kind {
@@ -32,7 +34,7 @@ pub fn profile(name: &NodeName, kind: Kind, key: Option<&AuthKey>) -> String {
         let _ = write!(
             text,
             "\n# With what it registers: made by `nodezero node add`.\nregistration:\n  token: {{ secret: {} }}\n",
-            vault::registration_token(name)
+            registration_token(name)
         );
     }
     text

@@ -9,7 +9,7 @@
 //!
 //! Each of them first looks, then acts, says what it did, and comes to the same end when it was cut and is run again.
 //! [`registry`] and [`table`] are the reading side, [`objects`] is what an edge node is in the API, [`draft`] is the
-//! profile, [`vault`] the secrets.
+//! profile.
 
 pub mod add;
 pub mod draft;
@@ -18,7 +18,6 @@ pub mod readmit;
 pub mod registry;
 pub mod remove;
 pub mod table;
-pub mod vault;
 mod watch;
 
 use std::io::{ErrorKind, IsTerminal as _, Write as _};

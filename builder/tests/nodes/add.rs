@@ -1,7 +1,6 @@
 //! Adding nodes.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
@@ -13,13 +12,9 @@ const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/nodezero-syste
 
 const ADD_EDGE: [&str; 7] = ["node", "add", "vps-1", "--role", "edge", "--auth-key-env", "TS_KEY"];
 
-fn stored(operator: &Operator, name: &str) -> Option<String> {
-    fs::read_to_string(operator.path("profiles/secrets").join(name)).ok()
-}
-
 #[test]
 fn an_edge_node_gets_an_account_of_its_own() {
-    let operator = Operator::new();
+    let operator = Operator::with_profiles();
     let outcome = operator.run(&ADD_EDGE).succeeds(&["edge-vps-1", "nodes/vps-1.yaml", "nodezero render vps-1"]);
     assert!(!format!("{outcome:?}").contains(TOKEN), "the token is shown: {outcome:#?}");
     let requests = operator.api.take_requests();
@@ -49,16 +44,20 @@ fn an_edge_node_gets_an_account_of_its_own() {
     assert_eq!(role["rules"], expected);
     let map = operator.api.object(&format!("{NAMESPACED}/configmaps/registration-vps-1")).expect("made");
     assert_eq!(map["metadata"]["labels"]["nodezero.dev/registration"], "edge");
-    assert_eq!(stored(&operator, "registration-vps-1").as_deref(), Some(TOKEN));
-    let mode = fs::metadata(operator.path("profiles/secrets/registration-vps-1")).expect("there").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(operator.secret("registration-vps-1").as_deref(), Some(TOKEN));
     let profile = fs::read_to_string(operator.path("profiles/nodes/vps-1.yaml")).expect("written");
     assert!(profile.contains("authKey: { env: \"TS_KEY\" }") && !profile.contains(TOKEN), "{profile}");
+    // What it wrote is what the other commands read.
+    let control = operator.path("profiles/nodes/control-1.yaml");
+    fs::write(control, "role: control\n").expect("written");
+    operator.run(&["profile", "check"]).succeeds(&[]);
+    let rendered = run(operator.command(&["render", "vps-1"]).env("TS_KEY", "tskey")).succeeds(&["registration-token"]);
+    assert!(serde_json::from_str::<Value>(&rendered.stdout).is_ok(), "{rendered:?}");
 }
 
 #[test]
 fn a_name_that_is_taken_is_refused() {
-    let operator = Operator::new();
+    let operator = Operator::with_profiles();
     let profile = operator.path("profiles/nodes/vps-1.yaml");
     let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "vps-1" } });
     operator.api.put("/api/v1/nodes/vps-1", node);
@@ -72,37 +71,36 @@ fn a_name_that_is_taken_is_refused() {
     operator.run(&ADD_EDGE).fails_with(&["a machine has registered as vps-1", "nodezero node remove vps-1"]);
     assert_eq!(operator.api.take_writes(), Vec::<String>::new(), "refused before anything is made");
     operator.api.remove(&path);
-    fs::create_dir(operator.path("profiles/nodes")).expect("new");
     fs::write(&profile, "role: edge\n").expect("written");
     operator.run(&ADD_EDGE).fails_with(&["nodes/vps-1.yaml is there already", "--keep-profile"]);
     assert_eq!(operator.api.take_requests(), [], "the cluster need not be asked");
     run(operator.command(&ADD_EDGE).arg("--keep-profile")).succeeds(&["edge-vps-1"]);
     assert_eq!(fs::read_to_string(&profile).expect("there"), "role: edge\n");
-    assert_eq!(stored(&operator, "registration-vps-1").as_deref(), Some(TOKEN));
+    assert_eq!(operator.secret("registration-vps-1").as_deref(), Some(TOKEN));
     fs::remove_file(operator.path("profiles/cluster.yaml")).expect("removed");
     operator.run(&ADD_EDGE).fails_with(&["has no cluster.yaml", "nodezero cluster init"]);
 }
 
 #[test]
 fn a_command_that_is_cut_is_run_again() {
-    let whole = Operator::new();
+    let whole = Operator::with_profiles();
     whole.run(&ADD_EDGE).succeeds(&[]);
     let expected = whole.api.objects();
     for writes in 0..7 {
-        let operator = Operator::new();
+        let operator = Operator::with_profiles();
         operator.api.fail_after_writes(Some(writes));
         operator.run(&ADD_EDGE).fails_with(&["answers 500: cut"]);
         assert!(!operator.path("profiles/nodes/vps-1.yaml").exists(), "after {writes} writes");
         operator.api.fail_after_writes(None);
         operator.run(&ADD_EDGE).succeeds(&[]);
         assert_eq!(operator.api.objects(), expected, "after {writes} writes");
-        assert_eq!(stored(&operator, "registration-vps-1").as_deref(), Some(TOKEN), "after {writes} writes");
+        assert_eq!(operator.secret("registration-vps-1").as_deref(), Some(TOKEN), "after {writes} writes");
     }
 }
 
 #[test]
 fn what_was_added_is_removed_again() {
-    let operator = Operator::new();
+    let operator = Operator::with_profiles();
     operator.run(&ADD_EDGE).succeeds(&[]);
     operator.api.take_requests();
     operator
@@ -119,15 +117,16 @@ fn what_was_added_is_removed_again() {
 
 #[test]
 fn a_worker_needs_the_join_token() {
-    let operator = Operator::new();
+    let operator = Operator::with_profiles();
     let add = ["node", "add", "worker-2", "--role", "worker"];
-    operator.run(&add).fails_with(&["join-token", "node-token", "nodezero cluster init"]);
-    fs::create_dir(operator.path("profiles/secrets")).expect("new");
-    fs::write(operator.path("profiles/secrets/join-token"), "K10ab::server:s").expect("written");
     let outcome = operator.run(&add).succeeds(&["the join token is in", "wrote ./nodes/worker-2.yaml"]);
-    assert!(!format!("{outcome:?}").contains("K10ab"), "{outcome:#?}");
+    let token = operator.secret("join-token").expect("it was made with the cluster");
+    assert!(!format!("{outcome:?}").contains(&token), "{outcome:#?}");
     assert_eq!(operator.api.take_writes(), Vec::<String>::new(), "a worker needs nothing in the cluster");
     run(operator.command(&["node", "add", "worker-3", "--role", "worker", "--offline"]).env("KUBECONFIG", "none"))
         .succeeds(&[]);
     run(operator.command(&ADD_EDGE).arg("--offline")).fails_with(&["leave out --offline"]);
+    run(operator.command(&add[..2]).args(["worker-4", "--role", "worker"]).env_remove("NODEZERO_AGE_IDENTITY"))
+        .fails_with(&["--identity"]);
+    assert!(!operator.path("profiles/nodes/worker-4.yaml").exists());
 }

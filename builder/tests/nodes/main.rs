@@ -10,6 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
+use nodezero::secrets::Store;
 use tempfile::TempDir;
 
 use crate::api::FakeApi;
@@ -35,8 +36,20 @@ impl Operator {
         fs::create_dir_all(operator.path("home/.kube")).expect("the directory is new");
         fs::write(operator.path("home/.kube/config"), operator.api.kubeconfig()).expect("it can be written");
         fs::create_dir(operator.path("profiles")).expect("the directory is new");
-        fs::write(operator.path("profiles/cluster.yaml"), "name: home\n").expect("it can be written");
         operator
+    }
+
+    /// One who has begun a cluster.
+    pub(crate) fn with_profiles() -> Self {
+        let operator = Self::new();
+        operator.run(&["cluster", "init", ".", "--new-identity", "../key"]).succeeds(&[]);
+        operator
+    }
+
+    /// An entry of the secrets.
+    pub(crate) fn secret(&self, name: &str) -> Option<String> {
+        let store = Store::open(&self.path("profiles"), Some(&self.path("key"))).expect("the store can be opened");
+        store.get(name).map(|secret| secret.expose().to_owned())
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -45,7 +58,8 @@ impl Operator {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nodezero"));
-        command.env_clear().env("HOME", self.path("home")).current_dir(self.path("profiles")).args(args);
+        command.env_clear().env("HOME", self.path("home")).env("NODEZERO_AGE_IDENTITY", self.path("key"));
+        command.current_dir(self.path("profiles")).args(args);
         command
     }
 
