@@ -267,7 +267,8 @@ fn tool(program: &str, arguments: &[&str]) -> Option<String> {
 
 /// A sparse file with the table of an image completed on a disk of that size.
 fn file_with(layout: &Layout) -> tempfile::NamedTempFile {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
+    // sfdisk names partitions in another way where the path ends in a digit.
+    let mut file = tempfile::NamedTempFile::with_suffix(".raw").unwrap();
     file.as_file().set_len(layout.disk_bytes()).unwrap();
     write_table(file.as_file_mut(), layout, BootCode::Clear, |file: &mut File| file.sync_data()).unwrap();
     file
