@@ -78,26 +78,22 @@ fn expect_mounted(said: &[String], name: &str, size: &str) -> Result<()> {
     Ok(())
 }
 
-/// Pulls one of two disks while the other one is prepared, and plugs it in again when the node has said so.
-fn pull_and_plug(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
+/// Pulls one of two disks while the other one is prepared: the node says so, and goes no further.
+fn pull(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
     vm.console().expect(STOPPED);
     let begun = vm.wait_for("serial ONE): blank; becomes xfs")?;
     let (serial, index) = if begun.text.contains("serial ONE") { disks[1] } else { disks[0] };
-    let (id, node) = (format!("disk{index}"), format!("node{index}"));
-    vm.qmp().unplug(&id)?;
+    vm.qmp().unplug(&format!("disk{index}"))?;
     vm.wait_for(STOPPED)?;
     // Not the plan, which was sound, but what came of it.
     vm.wait_for("a data disk could not be prepared")?;
     vm.wait_for("what to do: check the disk and its cable")?;
     ensure!(vm.console().find(READY).is_none(), "the machine got ready without {serial}");
-    // Before the wait for a change begins, or after: the node notices both.
-    let disk = json!({"driver": "scsi-hd", "id": id, "bus": "scsi.0", "drive": node, "serial": serial,
-        "rotation_rate": 7200});
-    vm.qmp().execute("device_add", disk).map(drop)
+    Ok(())
 }
 
-/// A consent to wipe is for one disk and one time. A disk that goes away in the middle is waited for. Names of disks
-/// mean nothing: at the second boot each has another one.
+/// A consent to wipe is for one disk and one time. Where a disk goes away in the middle, the next start goes on. Names of
+/// disks mean nothing: at the second boot each has another one.
 #[test]
 fn disks_are_prepared_once_and_kept_whatever_their_names() {
     scenario("data-disks", |s| {
@@ -126,11 +122,11 @@ fn disks_are_prepared_once_and_kept_whatever_their_names() {
         let base = worker(s, &Config::new().node(&node(entries)).probe_ready(&probe))?;
         let mut told = Vec::new();
         let mut written = Vec::new();
-        for boot in ["first", "second"] {
-            let mut vm = s.start(&disks.iter().cloned().fold(base.clone(), Machine::disk))?;
-            if boot == "first" {
-                pull_and_plug(&mut vm, [("ONE", 1), ("TWO", 2)])?;
-            }
+        let mut vm = s.start(&disks.iter().cloned().fold(base.clone(), Machine::disk))?;
+        pull(&mut vm, [("ONE", 1), ("TWO", 2)])?;
+        vm.cut_power()?;
+        for boot in ["first whole", "second"] {
+            let vm = s.start(&disks.iter().cloned().fold(base.clone(), Machine::disk))?;
             vm.wait_ready().with_context(|| format!("{boot} boot"))?;
             let said = vm.probe()?;
             expect_mounted(&said, "one", "16.4T ")?;
