@@ -102,6 +102,7 @@ fn edge_node(public_key: &str) -> Vec<u8> {
     let node = json!({
         "version": 1, "name": "edge-1", "role": "edge",
         "time": { "servers": [GATEWAY.to_string()], "wait": 60 },
+        "firewall": { "tcp": [22] },
     });
     // Somebody who has a password, which is no way in either: it is "nodezero".
     let hash = "$6$saltsalt$de57Pav9H1hKA7xCKsNepn89BEQUf1PMWBCAHD3lHZ5LAuKjoz8K8GEL.VBawZfZrwLApPLB2PE4bk4xZgO8h.";
