@@ -81,7 +81,8 @@ fn expect_mounted(said: &[String], name: &str, size: &str) -> Result<()> {
 /// Pulls one of two disks while the other one is prepared: the node says so, and goes no further.
 fn pull(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
     vm.console().expect(STOPPED);
-    let begun = vm.wait_for("serial ONE): blank; becomes xfs")?;
+    // Which of them has the lower name is the kernel's choice.
+    let begun = vm.wait_for("): blank; becomes xfs")?;
     let (serial, index) = if begun.text.contains("serial ONE") { disks[1] } else { disks[0] };
     vm.qmp().unplug(&format!("disk{index}"))?;
     vm.wait_for(STOPPED)?;
