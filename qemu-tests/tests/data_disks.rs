@@ -85,7 +85,6 @@ fn pull(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
     let begun = vm.wait_for("): blank; becomes xfs")?;
     let (serial, index) = if begun.text.contains("serial ONE") { disks[1] } else { disks[0] };
     vm.qmp().unplug(&format!("disk{index}"))?;
-    vm.wait_for(STOPPED)?;
     // Not the plan, which was sound, but what came of it.
     vm.wait_for("a data disk could not be prepared")?;
     vm.wait_for("what to do: check the disk and its cable")?;
