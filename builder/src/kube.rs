@@ -20,8 +20,9 @@ use serde::de::DeserializeOwned;
 /// The namespace of NodeZero's own objects.
 pub const NAMESPACE: &str = "nodezero-system";
 
-/// By what name the API knows who wrote a field.
-const FIELD_MANAGER: &str = "nodezero";
+/// By what name the API knows who wrote a field. Nodes write under another: what one of them applies to an object takes
+/// away what the same name wrote there before, such as the labels of an edge node's registration.
+const FIELD_MANAGER: &str = "nodezero-operator";
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long an answer may take.

@@ -33,7 +33,10 @@ fn an_edge_node_gets_an_account_of_its_own() {
         ]
     );
     for request in requests.iter().filter(|request| request.method == "PATCH") {
-        assert!(request.query.contains("fieldManager=nodezero") && request.query.contains("force=true"), "{request:?}");
+        assert!(
+            request.query.contains("fieldManager=nodezero-operator") && request.query.contains("force=true"),
+            "{request:?}"
+        );
     }
     let role = operator.api.object(&format!("{RBAC}/roles/edge-vps-1")).expect("made");
     let expected: Value = json!([
