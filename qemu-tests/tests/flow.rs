@@ -36,7 +36,7 @@ const PORT: u16 = 6443;
 const NAMESPACE: &str = "nodezero-system";
 
 #[test]
-#[ignore = "takes half an hour under translation"]
+#[ignore = "needs Go, and ten minutes under translation besides its compiles"]
 fn from_images_to_a_cluster() {
     scenario_of(2, "flow", |s| {
         let mut flow = Flow::prepare(s)?;
