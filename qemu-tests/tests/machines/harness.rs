@@ -152,7 +152,7 @@ fn what_qemu_refuses_is_shown() {
 #[test]
 fn no_machine_outlives_its_test() {
     let mut test = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_test_that_is_killed", "--ignored", "--nocapture"])
+        .args(["--exact", "harness::a_test_that_is_killed", "--ignored", "--nocapture"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

@@ -1,7 +1,7 @@
 //! The whole way: from images and profiles to a cluster with a worker and an edge node, as the operator goes it, and
 //! nobody logs in anywhere. Then the power goes, and a machine is installed anew.
 //!
-//! It takes long under translation, so it is run by name: `cargo test -p qemu-tests --test flow -- --ignored`.
+//! It takes long under translation, so it is run by name: `cargo test -p qemu-tests --test machines cluster -- --ignored`.
 //! `NODEZERO_FLOW_UNTIL` ends it after a phase (`control`, `worker`, `pods`, `edge`, `power`), and `NODEZERO_FLOW_LOGS=1`
 //! puts the logs of K3s and Tailscale on the consoles. The API is reached at a forwarded port of the control node, which
 //! its profile opens, as this host is no member of the mesh.
