@@ -2,6 +2,10 @@
 //!
 //! What the table shall become is decided by `disk::complete`; how it is written, so that a power cut leaves one whole
 //! copy, by `disk::table`. Here it is done to the device, and the kernel is told.
+//!
+//! An image that was written over the beginning of a disk of ours leaves the earlier table's backup at the disk's end.
+//! The `state` that it names is kept where the new image leaves room for it: the machine stays the node that it was.
+//! Who wants another node erases the disk before.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
@@ -9,10 +13,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use disk::layout::{Completion, Layout, Partition, Role, StateStep, complete, finish_state};
-use disk::table::{BootCode, write_table};
+use disk::layout::{Completion, Layout, Partition, Role, StateStep, complete, finish_state, keep_state};
+use disk::table::{BootCode, read_earlier, write_table};
 
 use super::own_disk::OwnDisk;
+use super::state;
 use crate::boot::Slot;
 use crate::console;
 use crate::disks::{self, Disk};
@@ -47,7 +52,8 @@ pub(crate) struct Partitions {
 /// When the disk is read-only, too small, holds partitions of others, or fails.
 pub(crate) fn finish(own: &OwnDisk) -> Result<Partitions, Failure> {
     let sectors = own.disk.size / own.table.layout.sector_size().bytes();
-    let plan = complete(&own.table.layout, sectors, &seed(&own.disk)?).map_err(|error| {
+    let table = with_earlier_state(own, sectors);
+    let plan = complete(&table, sectors, &seed(&own.disk)?).map_err(|error| {
         let why = format!("{}: {error}", own.disk.describe());
         Failure::new(
             WHAT,
@@ -77,6 +83,33 @@ pub(crate) fn finish(own: &OwnDisk) -> Result<Partitions, Failure> {
         state_step: plan.state,
         layout,
     })
+}
+
+/// The table as it was found, and in it the `state` that was on the disk before the image was written to it.
+fn with_earlier_state(own: &OwnDisk, sectors: u64) -> Layout {
+    let found = &own.table.layout;
+    if found.partitions().contains_key(&Role::State.number()) {
+        return found.clone();
+    }
+    let earlier = File::open(&own.disk.path).ok().and_then(|mut device| read_earlier(&mut device, &own.table, sectors));
+    let Some((earlier, state)) = earlier.as_ref().and_then(|earlier| Some((earlier, earlier.role(Role::State)?)))
+    else {
+        return found.clone();
+    };
+    let range = earlier.byte_range(state);
+    let (at, bytes) = (range.start, range.end - range.start);
+    // An erased disk may have kept its last sector, and a larger image covers what was there.
+    let kept = match state::is_there(&own.disk.path, at) {
+        true => keep_state(found, earlier).map_err(|error| error.to_string()),
+        false => Err("its file system is gone".to_owned()),
+    };
+    let (layout, outcome) = match kept {
+        Ok(layout) => (layout, "is kept".to_owned()),
+        Err(why) => (found.clone(), format!("cannot be kept: {why}")),
+    };
+    let note = "from before the image was written";
+    console::say(&format!("nodezero: partition table: `state` of {bytes} bytes at {at}, {note}, {outcome}"));
+    layout
 }
 
 /// Gives `state` its name, once its file system is on disk.

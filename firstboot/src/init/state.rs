@@ -60,7 +60,7 @@ pub(crate) fn make(root: &Path, device: &Path) -> Result<(), Failure> {
 /// # Errors
 /// When it needs more than e2fsck does by itself.
 pub(crate) fn check(root: &Path, device: &Path) -> Result<(), Failure> {
-    if read_superblock(device).is_ok_and(|superblock| is_clean(&superblock)) {
+    if read_superblock(device, 0).is_ok_and(|superblock| is_clean(&superblock)) {
         return Ok(());
     }
     let device = device.display().to_string();
@@ -92,22 +92,36 @@ pub(crate) fn mount_state(device: &Path, size: u64) -> Result<(), Failure> {
 /// Lets the mounted file system fill its partition. A power cut may have come between the partition's growth and this,
 /// so the sizes are compared on each start.
 fn grow(device: &Path, at: &Path, size: u64) -> anyhow::Result<()> {
-    if ext4_blocks(&read_superblock(device)?) < size / BLOCK {
+    if ext4_blocks(&read_superblock(device, 0)?) < size / BLOCK {
         rustix::fs::ext4_ioc_resize_fs(&File::open(at)?, size / BLOCK)?;
     }
     Ok(())
 }
 
-/// Reads the [superblock](https://docs.kernel.org/filesystems/ext4/globals.html#super-block) of an ext4 file system.
-fn read_superblock(device: &Path) -> std::io::Result<[u8; 1024]> {
+/// Whether a file system that [`make`] made begins at byte `at` of a device.
+pub(super) fn is_there(device: &Path, at: u64) -> bool {
+    read_superblock(device, at).is_ok_and(|superblock| is_ours(&superblock))
+}
+
+/// Reads the [superblock](https://docs.kernel.org/filesystems/ext4/globals.html#super-block) of the ext4 file system that
+/// begins at byte `at`.
+fn read_superblock(device: &Path, at: u64) -> std::io::Result<[u8; 1024]> {
     let mut superblock = [0; 1024];
-    File::open(device)?.read_exact_at(&mut superblock, 1024)?;
+    File::open(device)?.read_exact_at(&mut superblock, at + 1024)?;
     Ok(superblock)
+}
+
+const MAGIC: [u8; 2] = 0xef53_u16.to_le_bytes();
+
+/// Whether a superblock is one of ext4 with our label.
+fn is_ours(superblock: &[u8; 1024]) -> bool {
+    let label = &superblock[0x78..0x88];
+    let label = label.split(|byte| *byte == 0).next().unwrap_or_default();
+    superblock[0x38..0x3a] == MAGIC && label == LABEL.as_bytes()
 }
 
 /// Whether a superblock is one of ext4, says that all was unmounted without errors, and has no journal to replay.
 fn is_clean(superblock: &[u8; 1024]) -> bool {
-    const MAGIC: [u8; 2] = 0xef53_u16.to_le_bytes();
     const CLEAN: [u8; 2] = 1_u16.to_le_bytes();
     const NEEDS_RECOVERY: u8 = 0x4;
     superblock[0x38..0x3a] == MAGIC && superblock[0x3a..0x3c] == CLEAN && superblock[0x60] & NEEDS_RECOVERY == 0
@@ -206,6 +220,22 @@ mod tests {
             let mut superblock = clean;
             superblock[at] = value;
             assert!(!is_clean(&superblock), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_state_is_known_by_its_label() {
+        let disk = tempfile::NamedTempFile::new().expect("a file");
+        let mut superblock = [0; 1024];
+        superblock[0x38..0x3a].copy_from_slice(&MAGIC);
+        superblock[0x78..0x78 + LABEL.len()].copy_from_slice(LABEL.as_bytes());
+        disk.as_file().write_all_at(&superblock, 8192 + 1024).expect("written");
+        assert!(is_there(disk.path(), 8192));
+        assert!(!is_there(disk.path(), 0) && !is_there(disk.path(), 1 << 20), "elsewhere");
+        for at in [0x38, 0x78, 0x78 + LABEL.len()] {
+            let mut other = superblock;
+            other[at] ^= 1;
+            assert!(!is_ours(&other), "{at:#x}");
         }
     }
 

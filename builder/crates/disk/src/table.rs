@@ -148,6 +148,18 @@ pub fn read_table<D: Read + Seek>(device: &mut D, sector: SectorSize, disk_secto
     Ok(Found { layout: primary.layout, findings })
 }
 
+/// The table that the disk's last sector still has of what was on it before an image was written to its beginning: it is
+/// valid, and the backup of another table than that in `found`.
+pub fn read_earlier<D: Read + Seek>(device: &mut D, found: &Found, disk_sectors: u64) -> Option<Layout> {
+    let misplaced = |finding: &Finding| matches!(finding, Finding::BackupMisplaced { .. });
+    if !found.findings.iter().any(misplaced) {
+        return None;
+    }
+    let last = disk_sectors.saturating_sub(1);
+    let earlier = copy::read(device, found.layout.sector_size(), disk_sectors, last).ok()?;
+    (earlier.alternate_lba == 1 && earlier.layout.disk_sectors() == disk_sectors).then_some(earlier.layout)
+}
+
 /// The steps that write `layout`, given the first 512 bytes that are on the disk. Pure.
 pub fn plan_write(layout: &Layout, mbr: &[u8; 512], boot_code: BootCode<'_>) -> Vec<Step> {
     let bytes = layout.sector_size().bytes();

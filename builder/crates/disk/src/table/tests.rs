@@ -78,6 +78,32 @@ fn an_image_on_a_larger_disk_has_its_backup_moved() {
 }
 
 #[test]
+fn what_was_there_before_an_image_was_written_is_known() {
+    for size in SIZES {
+        let disk_bytes = 8 * GIB;
+        let sectors = disk_bytes / size.bytes();
+        let old = completed(size, disk_bytes);
+        let read = |disk: &mut Scratch| {
+            let found = read_table(disk, size, sectors).unwrap();
+            read_earlier(disk, &found, sectors)
+        };
+        assert_eq!(read(&mut written(&old, disk_bytes)), None, "a sound table is no earlier one");
+        // As `dd` does: the image, with both copies of its table, over the disk's beginning.
+        let new = image(size);
+        let mut disk = written(&old, disk_bytes);
+        disk.length = new.disk_bytes();
+        write_table(&mut disk, &new, BootCode::Clear, no_barrier).unwrap();
+        disk.length = disk_bytes;
+        assert_eq!(read(&mut disk), Some(old));
+        flip(&mut disk, disk_bytes - size.bytes() + 60, 1);
+        assert_eq!(read(&mut disk), None, "a damaged one");
+        let mut fresh = written(&new, new.disk_bytes());
+        fresh.length = disk_bytes;
+        assert_eq!(read(&mut fresh), None, "a disk that was empty");
+    }
+}
+
+#[test]
 fn every_flipped_bit_is_seen_and_repaired() {
     for size in SIZES {
         let disk_bytes = 6 * GIB;
