@@ -13,7 +13,7 @@
 //! packets nobody authenticates. Nodes reach each other over the mesh.
 //!
 //! The rules are a table of their own, [nftables](https://wiki.nftables.org) `inet nodezero`, replaced in one transaction
-//! before the mesh is joined, at every start. A packet that another table drops stays dropped, so neither Tailscale's rules
+//! before the mesh is joined, at every start. The mesh's own port, UDP [`MESH_UDP`], is open on every node that has one. A packet that another table drops stays dropped, so neither Tailscale's rules
 //! nor kube-proxy's are touched. Forwarded packets are not looked at: an edge forwards none, and what a pod gets is the
 //! cluster's to say. The table carries the digest of its rules, by which it is known again.
 
@@ -42,6 +42,10 @@ const CLUSTER_TCP: &str = "2379-2381, 5001, 6443, 6444, 10248-10260";
 /// Ports of the cluster over UDP: flannel's VXLAN and WireGuard.
 const CLUSTER_UDP: &str = "8472, 51820, 51821";
 
+/// tailscaled's port over UDP, as its unit says. It answers nobody but members of the mesh; closed, a node without an open
+/// port on the other side either is reached through a relay alone.
+const MESH_UDP: &str = "41641";
+
 /// Interfaces of pods, as flannel, Calico and Cilium call them: to the node they are not outside.
 const PODS: [&str; 7] = ["cni0", "flannel*", "veth*", "cali*", "vxlan.calico", "cilium*", "lxc*"];
 
@@ -52,7 +56,7 @@ const REMEDY: &str = "restart; if it stays, the kernel lacks nf_tables or the pr
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Policy {
     /// Only these.
-    Only { tcp: Vec<u16>, udp: Vec<u16>, pods: bool },
+    Only { tcp: Vec<u16>, udp: Vec<u16>, pods: bool, mesh: bool },
     /// All but the cluster's ports.
     NotTheCluster,
 }
@@ -61,9 +65,12 @@ impl Policy {
     /// What a profile means. `None` for everybody.
     fn of(node: &Node) -> Option<Self> {
         let is_member = node.cluster.is_some();
+        let only = |tcp: &[u16], udp: &[u16]| {
+            Some(Self::Only { tcp: tcp.to_vec(), udp: udp.to_vec(), pods: is_member, mesh: node.mesh.is_some() })
+        };
         match (&node.firewall, node.role) {
-            (Some(Wanted { tcp, udp }), _) => Some(Self::Only { tcp: tcp.clone(), udp: udp.clone(), pods: is_member }),
-            (None, Role::Edge) => Some(Self::Only { tcp: WEB.to_vec(), udp: Vec::new(), pods: false }),
+            (Some(Wanted { tcp, udp }), _) => only(tcp, udp),
+            (None, Role::Edge) => only(&WEB, &[]),
             (None, Role::Control | Role::Worker) if is_member => Some(Self::NotTheCluster),
             (None, Role::Control | Role::Worker) => None,
         }
@@ -93,7 +100,7 @@ impl Policy {
         };
         let pods = |add: &mut dyn FnMut(&str)| PODS.iter().for_each(|name| add(&format!("iifname \"{name}\" accept")));
         match self {
-            Self::Only { tcp, udp, pods: has_pods } => {
+            Self::Only { tcp, udp, pods: has_pods, mesh: has_mesh } => {
                 add("ct state established,related accept");
                 add("ct state invalid drop");
                 if *has_pods {
@@ -103,6 +110,9 @@ impl Policy {
                 add("meta l4proto { icmp, ipv6-icmp } accept");
                 add("udp sport 67 udp dport 68 accept");
                 add("ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept");
+                if *has_mesh {
+                    add(&format!("udp dport {MESH_UDP} accept"));
+                }
                 if !tcp.is_empty() {
                     add(&format!("tcp dport {{ {} }} accept", list(tcp)));
                 }
@@ -228,6 +238,21 @@ mod tests {
         ] {
             assert_eq!(policy(&json).map(|policy| policy.words()).as_deref(), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn the_meshs_own_port_is_open_where_there_is_a_mesh() {
+        for (json, expected) in [
+            (r#""role":"edge","mesh":{}"#, true),
+            (r#""role":"edge""#, false),
+            (r#""role":"worker","mesh":{},"firewall":{"tcp":[22]}"#, true),
+        ] {
+            let rules = policy(json).expect("a policy").rules();
+            assert_eq!(rules.contains("udp dport 41641 accept"), expected, "{json}: {rules}");
+        }
+        // Both are told by the unit and by this module.
+        let unit = include_str!("../../../images/files/base/usr/lib/systemd/system/tailscaled.service");
+        assert!(unit.contains(&format!("--port={MESH_UDP} ")));
     }
 
     #[test]
