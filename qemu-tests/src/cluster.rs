@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fmt::{self, Debug, Write as _};
+use std::fmt::{self, Debug};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -39,6 +39,10 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// What a node says of a step that waiting does not help.
 const LASTING: &str = "again when disks or addresses change, or after a restart";
+
+/// What the last line of the first stage contains, and what is before its milliseconds since the kernel started.
+const SWITCH_ROOT: &str = "nodezero: switch root: ";
+const AT: &str = ", at ";
 
 /// What the line with a node's timings contains.
 const SUMMARY: &str = "nodezero: summary: node ";
@@ -221,6 +225,14 @@ impl Profiles {
         fs::write(&path, format!("{profile:#}\n")).with_context(|| format!("writing {}", path.display()))
     }
 
+    /// Adds text to a profile.
+    pub fn append(&self, name: &str, text: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        let file = fs::OpenOptions::new().append(true).open(&path);
+        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+        written.with_context(|| format!("writing {}", path.display()))
+    }
+
     /// Runs `nodezero` in the directory, and gives what it prints.
     pub fn nodezero(&self, args: &[&str]) -> Result<String> {
         let mut command = Command::new(images::nodezero()?);
@@ -305,8 +317,11 @@ pub struct Timing {
     pub power_on: String,
     /// From power-on until the node said that it is ready, in milliseconds.
     pub ready_ms: u64,
-    /// Each step in order, and its milliseconds.
-    pub steps: Vec<(String, u64)>,
+    /// Each part in order, and its milliseconds: firmware and loader, kernel and first stage, systemd until the first
+    /// step, and the steps.
+    pub parts: Vec<(String, u64)>,
+    /// What the node has in use when it is at rest, in MiB: all but what the kernel calls available.
+    pub memory_mib: Option<u64>,
 }
 
 impl Timing {
@@ -314,10 +329,26 @@ impl Timing {
     pub fn read(vm: &Vm, power_on: &str) -> Result<Timing> {
         let ready = vm.console().find(READY).context("the node has not got ready")?;
         let summary = vm.console().find(SUMMARY).context("no summary on the console")?;
+        let first_stage = vm.console().find(SWITCH_ROOT).context("no end of the first stage on the console")?;
+        let since_kernel = parse_at(&first_stage.text)?;
+        let ms = |at: Duration| u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         let (node, steps) = parse_summary(&summary.text)?;
-        let ready_ms = u64::try_from(ready.at.as_millis()).unwrap_or(u64::MAX);
-        Ok(Timing { node, power_on: power_on.to_owned(), ready_ms, steps })
+        let (ready_ms, first_stage_ms) = (ms(ready.at), ms(first_stage.at));
+        let in_steps: u64 = steps.iter().map(|(_, ms)| ms).sum();
+        let before = [
+            ("firmware", first_stage_ms.saturating_sub(since_kernel)),
+            ("first stage", since_kernel),
+            ("systemd", ready_ms.saturating_sub(first_stage_ms + in_steps)),
+        ];
+        let parts = before.map(|(part, ms)| (part.to_owned(), ms)).into_iter().chain(steps).collect();
+        Ok(Timing { node, power_on: power_on.to_owned(), ready_ms, parts, memory_mib: None })
     }
+}
+
+/// The milliseconds since the kernel started in `nodezero: switch root: … (N ms, at N ms)`.
+fn parse_at(line: &str) -> Result<u64> {
+    let ms = line.rsplit_once(AT).and_then(|(_, rest)| rest.trim_end().strip_suffix(" ms)")?.parse().ok());
+    ms.with_context(|| format!("{line:?} says no time"))
 }
 
 /// Name and steps in `nodezero: summary: node NAME is up S.T s after the kernel started: STEP N ms, …`.
@@ -334,7 +365,7 @@ fn parse_summary(line: &str) -> Result<(String, Vec<(String, u64)>)> {
     Ok((name.to_owned(), steps))
 }
 
-/// Power-ons in order; printed as a table of seconds.
+/// Power-ons in order; printed as a table of seconds, one line each.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Timings(pub Vec<Timing>);
 
@@ -350,14 +381,13 @@ impl fmt::Display for Timings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |ms: u64| format!("{}.{}", ms / 1000, ms % 1000 / 100);
         for timing in &self.0 {
-            let mut steps = String::new();
-            let in_steps: u64 = timing.steps.iter().map(|(_, ms)| ms).sum();
-            for (step, ms) in &timing.steps {
-                write!(steps, "  {step} {}", seconds(*ms))?;
+            let Timing { node, power_on, ready_ms, parts, memory_mib } = timing;
+            write!(f, "{node:<10} {power_on:<22} {:>7} s:", seconds(*ready_ms))?;
+            for (part, ms) in parts {
+                write!(f, "  {part} {}", seconds(*ms))?;
             }
-            let before = seconds(timing.ready_ms.saturating_sub(in_steps));
-            let Timing { node, power_on, ready_ms, .. } = timing;
-            writeln!(f, "{node:<10} {power_on:<10} {:>7} s:  boot {before}{steps}", seconds(*ready_ms))?;
+            let memory = memory_mib.map(|mib| format!("; {mib} MiB in use at rest")).unwrap_or_default();
+            writeln!(f, "{memory}")?;
         }
         Ok(())
     }
@@ -378,9 +408,20 @@ mod tests {
         {
             assert!(parse_summary(line).is_err(), "{line}");
         }
-        let timing = Timing { node: "worker-1".into(), power_on: "first".into(), ready_ms: 83_450, steps };
+        let timing = Timing {
+            node: "worker-1".into(),
+            power_on: "first".into(),
+            ready_ms: 83_450,
+            parts: steps,
+            memory_mib: Some(412),
+        };
         let table = Timings(vec![timing]).to_string();
-        assert_eq!(table, "worker-1   first         83.4 s:  boot 82.2  data-disks 1.2  mesh 0.0\n");
+        assert_eq!(
+            table,
+            "worker-1   first                     83.4 s:  data-disks 1.2  mesh 0.0; 412 MiB in use at rest\n"
+        );
+        assert_eq!(parse_at("nodezero: switch root: systemd takes over (70 ms, at 5690 ms)").unwrap(), 5690);
+        assert!(parse_at("nodezero: switch root: systemd takes over").is_err());
     }
 
     #[test]

@@ -349,6 +349,11 @@ impl Machine {
         self
     }
 
+    /// The file that the guest gets under a name of QEMU's firmware configuration device.
+    pub fn fw_cfg_file(&self, name: &str) -> Option<&Path> {
+        self.fw_cfg.iter().find(|entry| entry.name == name).map(|entry| &*entry.file)
+    }
+
     /// Adds fields to an SMBIOS structure, such as `(1, "manufacturer=Hetzner,product=vServer")`.
     pub fn smbios(mut self, kind: u8, fields: impl Into<String>) -> Machine {
         self.smbios.push((kind, fields.into()));

@@ -36,6 +36,15 @@ pub fn overlay(image: &Path, size: u64, overlay: &Path) -> Result<()> {
     tools::run(&mut command).map(drop)
 }
 
+/// Writes the raw `image` over the beginning of a qcow2 disk, which keeps what is behind it, as `dd` does on a machine.
+pub fn write_over(image: &Path, disk: &Path) -> Result<()> {
+    let length = image.metadata().with_context(|| format!("looking at {}", image.display()))?.len();
+    let mut command = tools::command("qemu-io")?;
+    let file = image.to_str().context("an image has a UTF-8 name")?;
+    command.args(["-f", "qcow2", "-c", &format!("write -q -s \"{file}\" 0 {length}")]).arg(disk);
+    tools::run(&mut command).map(drop)
+}
+
 /// Copies `from` to `to`, leaving holes where zeros are.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from).with_context(|| format!("opening {}", from.display()))?;

@@ -13,6 +13,7 @@ import (
 //	GET    /nodes                what joined
 //	DELETE /nodes/NAME           delete a node; its name is free again
 //	POST   /nodes/NAME/expire    its key is no longer good
+//	POST   /nodes/NAME/rename/TO give it another name, which must be free
 //	POST   /keys                 add an auth key, or change it; the body is as after --auth-key
 //	DELETE /keys/KEY             forget an auth key
 //	POST   /control/MODE         up, refuse, hang, error
@@ -32,6 +33,17 @@ func (s *Server) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("POST /nodes/{name}/expire", func(w http.ResponseWriter, r *http.Request) {
 		s.change(w, r.PathValue("name"), func(node *Node) { node.Expired = true })
+	})
+	mux.HandleFunc("POST /nodes/{name}/rename/{to}", func(w http.ResponseWriter, r *http.Request) {
+		to := r.PathValue("to")
+		s.mu.Lock()
+		taken := s.state.named(to) != nil
+		s.mu.Unlock()
+		if taken {
+			http.Error(w, fmt.Sprintf("there is a node %q", to), http.StatusConflict)
+			return
+		}
+		s.change(w, r.PathValue("name"), func(node *Node) { node.Name = to })
 	})
 	mux.HandleFunc("POST /keys", func(w http.ResponseWriter, r *http.Request) {
 		text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, messageLimit))

@@ -1,0 +1,174 @@
+//! What can go wrong, and how it ends.
+
+use std::env;
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use qemu_tests::cluster::{image, wait_until};
+use qemu_tests::guest::key;
+use qemu_tests::ignition::data_url;
+use qemu_tests::machine::Clock;
+use qemu_tests::{Machine, Role, storage};
+use serde_json::Value;
+
+use super::site::{FILL, HOLD, SEEN, Site};
+
+/// How long the cluster's API is away, unless the environment says otherwise.
+const OUTAGE: Duration = Duration::from_secs(45);
+/// Where a node has its join token.
+const JOIN_TOKEN: &str = "/etc/nodezero/secrets/join-token";
+
+/// The power of a new worker is cut while it joins the mesh, while K3s starts for the first time, and while it registers:
+/// in the end it is Ready.
+pub(super) fn cuts(site: &mut Site<'_>) -> Result<()> {
+    site.power_off("worker-1")?;
+    let machine = site.machine("worker-2")?;
+    for (text, moment) in [
+        ("nodezero: step firewall:", Duration::from_secs(3)),
+        ("nodezero: step cluster: k3s-agent.service is started", Duration::from_secs(5)),
+        ("nodezero: step cluster: node worker-2 is Ready", Duration::from_millis(500)),
+    ] {
+        site.switch_on(&machine)?;
+        site.wait_for("worker-2", text)?;
+        thread::sleep(moment);
+        site.cut_power("worker-2")?;
+    }
+    site.start(&machine, "after cuts")?;
+    site.expect_node("worker-2")?;
+    site.expect_registered("worker-2", "worker", 0)?;
+    site.power_off("worker-2")
+}
+
+/// A worker with another cluster's token, then with one that nobody knows: each is said, with what to do about it.
+pub(super) fn refused(site: &mut Site<'_>) -> Result<()> {
+    let machine = site.machine("worker-3")?;
+    let token = join_token(&machine, |token| token.to_owned())?;
+    let (authority, secret) = token.split_once("::").context("a join token has a hash and a secret")?;
+    let another: String = authority.chars().rev().collect();
+    let another = format!("K10{}::{secret}", another.trim_end_matches("01K"));
+    join_token(&machine, |_| another)?;
+    site.switch_on(&machine)?;
+    site.wait_told("worker-3", "the join token is for another cluster", "check cluster.server")?;
+    site.cut_power("worker-3")?;
+    join_token(&machine, |_| format!("{authority}::server:0123456789abcdef0123456789abcdef"))?;
+    site.switch_on(&machine)?;
+    site.wait_told("worker-3", "the cluster refuses the join token", "render worker-3 anew")?;
+    site.power_off("worker-3")
+}
+
+/// The cluster's API is away when a worker wants to join: it says what it waits for, and joins when the API is back.
+pub(super) fn outage(site: &mut Site<'_>) -> Result<()> {
+    let seconds = env::var("NODEZERO_FLOW_OUTAGE").ok().map(|text| text.parse().map(Duration::from_secs)).transpose();
+    let outage = seconds.context("reading NODEZERO_FLOW_OUTAGE")?.unwrap_or(OUTAGE);
+    let machine = site.machine("worker-3")?;
+    site.vm("control-1")?.qmp().stop()?;
+    site.switch_on(&machine)?;
+    site.wait_for("worker-3", "nodezero: step cluster: k3s-agent.service is started")?;
+    thread::sleep(outage);
+    let said = site.vm("worker-3")?.console().find("the cluster's API at https://");
+    site.vm("control-1")?.qmp().cont()?;
+    ensure!(said.is_some_and(|line| line.text.contains("is not reached")), "the worker does not say what it waits for");
+    site.wait("worker-3", "API away")?;
+    site.expect_node("worker-3")?;
+    site.expect_registered("worker-3", "worker", 0)?;
+    site.power_off("worker-3")
+}
+
+/// A worker that is in the cluster and cannot finish a later step: the operator sees which.
+pub(super) fn stuck(site: &mut Site<'_>) -> Result<()> {
+    let flag = site.s.file("hold", b"1")?;
+    let machine = site.machine("worker-2")?.fw_cfg(HOLD, flag);
+    site.switch_on(&machine)?;
+    site.wait_for("worker-2", "NodeZero cannot finish step confirm")?;
+    wait_until("worker-2 to be listed as stuck", SEEN, || {
+        let node = site.listed("worker-2")?;
+        ensure!(node["health"] == "stuck" && node["step"] == "confirm", "{node}");
+        let table = site.profiles.nodezero(&["nodes"])?;
+        let line = table.lines().find(|line| line.starts_with("worker-2")).context("not in the table")?;
+        ensure!(line.contains("confirm"), "{line}");
+        Ok(Some(()))
+    })?;
+    site.cut_power("worker-2")
+}
+
+/// The `state` of a worker of the cluster is full at a later start.
+pub(super) fn full_state(site: &mut Site<'_>) -> Result<()> {
+    let flag = site.s.file("fill", b"1")?;
+    let machine = site.machine("worker-2")?.fw_cfg(FILL, flag);
+    site.switch_on(&machine)?;
+    site.wait_for("worker-2", "No space left")?;
+    let told = site.wait_for("worker-2", "what to do:")?;
+    ensure!(told.contains("`state` is full"), "worker-2 says {told:?}");
+    site.cut_power("worker-2")
+}
+
+/// A node whose clock is decades wrong says that its clock is it; with a right clock it is Ready again.
+pub(super) fn wrong_clock(site: &mut Site<'_>) -> Result<()> {
+    site.power_off("worker-1")?;
+    for clock in ["2040-01-01T00:00:00", "1970-01-01T00:00:00"] {
+        let machine = site.worker_on("worker-1")?.clock(Clock::At(clock.to_owned()));
+        site.switch_on(&machine)?;
+        site.wait_for("worker-1", "NodeZero cannot finish step").with_context(|| format!("the clock at {clock}"))?;
+        let told = site.wait_for("worker-1", "what to do:")?;
+        ensure!(told.contains("clock"), "worker-1 says at {clock} {told:?}");
+        site.power_off("worker-1")?;
+    }
+    let machine = site.worker_on("worker-1")?;
+    site.start(&machine, "right clock")
+}
+
+/// An image is written over a worker's disk as `dd` does it. Its `state` is kept: the same node to mesh and cluster.
+pub(super) fn reflashed(site: &mut Site<'_>) -> Result<()> {
+    let identity = site.vm("worker-1")?.report()?.value(key::MACHINE_ID)?.to_owned();
+    let presented = site.keys_presented("worker-1")?;
+    site.power_off("worker-1")?;
+    let machine = site.worker_on("worker-1")?;
+    storage::write_over(&image(Role::Worker)?.path, machine.disks()[0].file())?;
+    site.start(&machine, "reflashed")?;
+    let report = site.vm("worker-1")?.report()?;
+    report.expect_value(key::MACHINE_ID, &identity)?;
+    report.expect_value(key::STATE, "kept")?;
+    site.expect_node("worker-1")?;
+    ensure!(site.keys_presented("worker-1")? == presented, "it presented its key again");
+    site.expect_registered("worker-1", "worker", 2)
+}
+
+/// A machine without its `state` is a second one of the same name, to the mesh and to K3s: each refuses it, and says what
+/// lets it in. Its data stays.
+pub(super) fn reinstalled(site: &mut Site<'_>) -> Result<()> {
+    let file_systems = site.said("worker-1", "uuid")?;
+    site.power_off("worker-1")?;
+    let machine = site.worker_on("worker-1-anew")?;
+    site.switch_on(&machine)?;
+    site.wait_told("worker-1", "the mesh calls this node worker-1-1", "delete it there and rename")?;
+    // As the operator of a mesh does it.
+    site.mesh.admin("DELETE", "/nodes/worker-1", "")?;
+    site.mesh.admin("POST", "/nodes/worker-1-1/rename/worker-1", "")?;
+    site.wait_told("worker-1", "knows another machine by the name worker-1", "nodezero node readmit worker-1")?;
+    let said = site.profiles.nodezero(&["node", "readmit", "worker-1"])?;
+    ensure!(said.contains("deleted the node password"), "{said}");
+    site.wait("worker-1", "reinstalled")?;
+    site.expect_node("worker-1")?;
+    site.expect_registered("worker-1", "worker", 2)?;
+    let now = site.said("worker-1", "uuid")?;
+    ensure!(now == file_systems, "its file systems were {file_systems:?}, and are {now:?}");
+    Ok(())
+}
+
+/// Changes the join token in a machine's configuration, which is rendered anew for each [`Machine`]. Gives the one that
+/// was there.
+fn join_token(machine: &Machine, change: impl FnOnce(&str) -> String) -> Result<String> {
+    let config = machine.fw_cfg_file("opt/com.coreos/config").context("the machine has no configuration")?;
+    let mut content: Value = serde_json::from_slice(&fs::read(config)?)?;
+    let files = content["storage"]["files"].as_array_mut().context("a configuration without files")?;
+    let file = files.iter_mut().find(|file| file["path"] == JOIN_TOKEN).context("no join token")?;
+    let source = file["contents"]["source"].as_str().context("a file without source")?;
+    let token = source.strip_prefix("data:,").with_context(|| format!("the token is in a URL like {:.6}", source))?;
+    let token = token.replace("%3A", ":").replace("%0A", "");
+    let changed = change(&token);
+    file["contents"]["source"] = data_url(format!("{changed}\n").as_bytes()).into();
+    fs::write(config, content.to_string())?;
+    Ok(token)
+}
