@@ -420,9 +420,9 @@ impl Machine {
         self.channels(host, &mut args);
         self.disk_args(&mut args);
         for (index, card) in self.network.cards().iter().enumerate() {
-            let [cable, card] = card.args(index);
-            args.option("-netdev", cable);
-            args.option("-device", card);
+            for (option, value) in card.args(index) {
+                args.option(option, value);
+            }
         }
         args.option("-object", "rng-random,id=rng0,filename=/dev/urandom");
         args.option("-device", "virtio-rng-pci,rng=rng0");

@@ -1,27 +1,31 @@
 //! An Ethernet segment for the cards of guests, and a machine on it that serves HTTP, time and leases.
 //!
 //! QEMU's user network knows no VLAN, no second cable and no address of another's choice. So cards are plugged into
-//! sockets of this process, as QEMU's `-netdev stream` speaks: each frame after its length in four bytes, big-endian.
-//! What is on the segment belongs to one VLAN, tagged by
+//! sockets of this process. What is on the segment belongs to one VLAN, tagged by
 //! [IEEE 802.1Q](https://standards.ieee.org/ieee/802.1Q/10323/), or to none; whatever else guests send is counted as
 //! [`Wire::strays`] and goes nowhere. The machine's TCP/IP is smoltcp's. Nothing of the host's network is touched, and
 //! no privilege is needed. QEMU has `stream` since 7.2.
 //!
 //! Left out: guests that speak to each other, IPv6.
+//!
+//! [`Link`] is another way: the user network itself, but slow and lossy.
 
+mod cable;
+mod link;
 mod peer;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+
+pub use link::{Link, Quality, Traffic};
 
 /// The machine's hardware address, which is locally administered.
 const MAC: [u8; 6] = [0x02, 0x4e, 0x5a, 0, 0, 1];
@@ -32,8 +36,6 @@ const TYPE_VLAN: [u8; 2] = [0x81, 0x00];
 /// The addresses at the beginning of a frame, and an 802.1Q tag, in bytes.
 const ADDRESSES: usize = 12;
 const TAG: usize = 4;
-/// The longest frame that is taken, in bytes. Cards offer no larger ones, as no offload is agreed on.
-const LONGEST_FRAME: usize = 65_536;
 
 /// What the machine on the segment is.
 pub struct Host {
@@ -102,23 +104,14 @@ struct Shared {
 impl Wire {
     /// A segment with so many ports, and `host` on it.
     pub fn start(ports: usize, host: Host) -> Result<Wire> {
-        // The name of a socket must be short, and a scenario's directory may lie deep.
-        let sockets =
-            tempfile::Builder::new().prefix("nodezero-").tempdir().context("making a directory for sockets")?;
-        let paths: Vec<PathBuf> = (0..ports).map(|port| sockets.path().join(format!("port{port}"))).collect();
+        let (sockets, paths) = cable::sockets((0..ports).map(|port| format!("port{port}")))?;
         let cables = (0..ports).map(|_| None).collect();
         let shared = Arc::new(Mutex::new(Shared { cables, frames: vec![0; ports], ..Shared::default() }));
         let (sender, receiver) = channel();
         for (port, path) in paths.iter().enumerate() {
-            let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
             let (shared, sender) = (Arc::clone(&shared), sender.clone());
-            thread::spawn(move || {
-                // One guest after the other, as a machine is switched on again.
-                for stream in listener.incoming().flatten() {
-                    shared.lock().expect("no holder panics").cables[port] = stream.try_clone().ok();
-                    receive(stream, port, &sender);
-                }
-            });
+            let plug = move |stream| shared.lock().expect("no holder panics").cables[port] = Some(stream);
+            cable::listen(path, plug, move |frame| sender.send((port, frame)).is_ok())?;
         }
         let asker = Asker { address: host.address, vlan: host.vlan };
         let theirs = Arc::clone(&shared);
@@ -180,12 +173,10 @@ struct Asker {
 impl Shared {
     /// Sends a frame to a port, or to all.
     fn send(&mut self, port: Option<usize>, frame: &[u8]) {
-        let length = u32::try_from(frame.len()).expect("a frame is short").to_be_bytes();
-        let message = [&length[..], frame].concat();
         for (number, cable) in self.cables.iter_mut().enumerate() {
             if port.is_none_or(|port| port == number)
                 && let Some(stream) = cable
-                && stream.write_all(&message).is_err()
+                && cable::write(stream, frame).is_err()
             {
                 *cable = None;
             }
@@ -215,18 +206,6 @@ impl Shared {
             self.answers.insert(address, port);
         }
         Some(plain)
-    }
-}
-
-/// Reads frames until the guest goes.
-fn receive(mut stream: UnixStream, port: usize, sender: &Sender<(usize, Vec<u8>)>) {
-    let mut length = [0; 4];
-    while stream.read_exact(&mut length).is_ok() {
-        let length = usize::try_from(u32::from_be_bytes(length)).expect("32 bits");
-        let mut frame = vec![0; length.min(LONGEST_FRAME)];
-        if length > LONGEST_FRAME || stream.read_exact(&mut frame).is_err() || sender.send((port, frame)).is_err() {
-            return;
-        }
     }
 }
 
@@ -269,6 +248,8 @@ fn who_has(address: Ipv4Addr, from: Asker) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     fn frame(kind: [u8; 2], rest: &[u8]) -> Vec<u8> {
