@@ -19,11 +19,13 @@
 //! - [`machine`] describes a virtual machine and turns it into QEMU's arguments, purely; [`vm`] runs one.
 //! - [`console`], [`qmp`] and [`guest`] are the three ways to watch and steer it. Every wait has a deadline.
 //! - [`scenario`](fn@scenario) holds a test's directory and keeps the evidence when it fails.
-//! - [`images`] runs the `nodezero` command; [`storage`] makes disks from images, and damages them on purpose.
+//! - [`images`] runs the `nodezero` command; [`storage`] makes disks from images, and damages them on purpose;
+//!   [`iso`] makes discs.
 //! - [`cluster`] has what scenarios of several machines that become a cluster need beside them.
 //! - [`tools`], [`firmware`] and [`accel`] find programs, OVMF and an accelerator that work on this machine.
 //!
-//! - [`server`] answers guests on the host's loopback; [`wire`] is a segment of its own, with VLANs and any addresses.
+//! - [`server`] answers guests on the host's loopback; [`wire`] is a segment of its own, with VLANs and any addresses,
+//!   and [`wire::Link`] makes the user network slow and lossy.
 //!
 //! What is left out: networks between machines other than through the host's loopback, and guests of other
 //! architectures than x86-64.
@@ -37,6 +39,7 @@ pub mod foreign;
 pub mod guest;
 pub mod ignition;
 pub mod images;
+pub mod iso;
 pub mod machine;
 pub mod qmp;
 pub mod scenario;

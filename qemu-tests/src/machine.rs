@@ -50,6 +50,15 @@ pub enum Bus {
     Usb,
     /// `/dev/sd*` on a SATA controller.
     Ahci,
+    /// `/dev/sr*`, a disc in a SATA drive, which only reads.
+    Disc,
+}
+
+impl Bus {
+    /// Drives of the SATA controller share its ports.
+    fn is_sata(self) -> bool {
+        matches!(self, Bus::Ahci | Bus::Disc)
+    }
 }
 
 /// The format of a disk's file.
@@ -172,7 +181,7 @@ impl Disk {
         tree.to_string().into()
     }
 
-    /// The devices, for the disk that is `index`-th of its machine and `port`-th of its bus.
+    /// The devices, for the disk that is `index`-th of its machine; `port` is its port, if it is a SATA one.
     fn devices(&self, node: &str, index: usize, port: usize) -> Vec<String> {
         let id = format!("disk{index}");
         let mut options = Vec::new();
@@ -211,6 +220,10 @@ impl Disk {
                 options.extend([serial, wwn, Some(rotation)].into_iter().flatten());
                 format!("ide-hd,id={id},bus=ide.{port},drive={node}")
             }
+            Bus::Disc => {
+                options.extend(serial);
+                format!("ide-cd,id={id},bus=ide.{port},drive={node}")
+            }
         };
         options.insert(0, front);
         devices.push(options.join(","));
@@ -226,7 +239,9 @@ impl Disk {
             ensure!(serial.len() <= VIRTIO_SERIAL, "{serial} is longer than {VIRTIO_SERIAL} bytes");
         }
         match self.bus {
-            Bus::VirtioBlk | Bus::Usb => ensure!(self.wwn.is_none(), "{file}: {:?} disks have no WWN", self.bus),
+            Bus::VirtioBlk | Bus::Usb | Bus::Disc => {
+                ensure!(self.wwn.is_none(), "{file}: {:?} disks have no WWN", self.bus)
+            }
             Bus::Ahci => ensure!(!self.read_only, "{file}: SATA disks cannot be read-only"),
             Bus::VirtioScsi | Bus::Nvme => {}
         }
@@ -455,7 +470,7 @@ impl Machine {
         }
         for (index, disk) in self.disks.iter().enumerate() {
             let node = format!("node{index}");
-            let port = self.disks[..index].iter().filter(|earlier| earlier.bus == disk.bus).count();
+            let port = self.disks[..index].iter().filter(|earlier| earlier.bus.is_sata()).count();
             args.option("-blockdev", disk.blockdev(&node));
             for device in disk.devices(&node, index, port) {
                 args.option("-device", device);
@@ -469,7 +484,7 @@ impl Machine {
         ensure!(plain && !name.is_empty(), "{name:?} cannot name a machine");
         ensure!(self.processors > 0 && self.memory_mib >= 128, "{name} has too little of processors or memory");
         ensure!(self.disks.iter().filter(|disk| disk.boot).count() <= 1, "{name} has two disks to boot from");
-        let sata = self.disks.iter().filter(|disk| disk.bus == Bus::Ahci).count();
+        let sata = self.disks.iter().filter(|disk| disk.bus.is_sata()).count();
         ensure!(sata <= SATA_PORTS, "{name} has {sata} SATA disks, and {SATA_PORTS} ports for them");
         self.disks.iter().try_for_each(Disk::validate)
     }
@@ -531,7 +546,7 @@ mod tests {
             .disk(Disk::new("/t/2.qcow2", Format::Qcow2).bus(Bus::Nvme).serial("NZ-2").wwn(2).block_size(4096, 4096))
             .disk(Disk::new("/t/3.raw", Format::Raw).bus(Bus::Usb).read_only())
             .disk(Disk::new("/t/4.raw", Format::Raw).bus(Bus::Ahci).serial("NZ-4"))
-            .disk(Disk::new("/t/5.raw", Format::Raw).bus(Bus::Ahci))
+            .disk(Disk::new("/t/5.iso", Format::Raw).bus(Bus::Disc).read_only())
             .network(Network::User { forwards: vec![(40022, 22), (40443, 443)] })
             .fw_cfg("opt/com.coreos/config", "/t/a,b.ign")
             .smbios(1, "manufacturer=Hetzner")

@@ -17,7 +17,8 @@ use anyhow::{Context, Result, ensure};
 
 use crate::accel;
 use crate::console::Console;
-use crate::machine::{Disk, Format, Machine};
+use crate::iso;
+use crate::machine::{Bus, Disk, Format, Machine};
 use crate::storage;
 use crate::vm::{self, Power, Vm};
 
@@ -139,6 +140,13 @@ impl Scenario {
         let path = self.dir.join(format!("drive-{label}.raw"));
         storage::fat_drive(&path, label, files)?;
         Ok(Disk::new(path, Format::Raw))
+    }
+
+    /// A config drive as clouds attach it: a disc in a drive, with a label and files by path.
+    pub fn config_disc(&self, label: &str, files: &[(&str, &[u8])]) -> Result<Disk> {
+        let path = self.dir.join(format!("disc-{label}.raw"));
+        iso::write(&path, label, files)?;
+        Ok(Disk::new(path, Format::Raw).bus(Bus::Disc).read_only())
     }
 
     /// Writes a file into the scenario's directory.
