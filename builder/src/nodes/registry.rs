@@ -56,8 +56,8 @@ pub struct Disk {
 pub struct Entry {
     /// The node's name, which is the entry's key too.
     pub name: String,
-    /// Its role.
-    pub role: Role,
+    /// Its role; unknown where something joined the cluster that has not registered.
+    pub role: Option<Role>,
     /// The version of its image.
     pub version: Option<String>,
     /// Its address in the mesh.
@@ -69,7 +69,7 @@ pub struct Entry {
     pub profile: Option<String>,
     /// How it is.
     pub health: Health,
-    /// The step that it is stuck at.
+    /// The step that it told last: what it is stuck at only where [`Self::stuck_at`] gives it.
     pub step: Option<String>,
     /// What there is to say about it.
     pub message: Option<String>,
@@ -77,6 +77,18 @@ pub struct Entry {
     pub registered: Option<Timestamp>,
     /// When the registry heard of it last.
     pub seen: Option<Timestamp>,
+}
+
+impl Entry {
+    /// The step that the node does not come past. A node whose steps are all done told the last of them, and is not
+    /// stuck there, whether its kubelet is well or not.
+    #[must_use]
+    pub fn stuck_at(&self) -> Option<&str> {
+        match self.health {
+            Health::Ready | Health::NotReady => None,
+            Health::Stuck | Health::Unknown => self.step.as_deref(),
+        }
+    }
 }
 
 /// An entry that is not of its form.
@@ -158,6 +170,7 @@ pub(crate) mod tests {
         let data = registry(&[
             ("worker-1", WORKER),
             ("least", r#"{"name":"least","role":"edge","health":"unknown"}"#),
+            ("foreign", r#"{"name":"foreign","role":null,"health":"ready"}"#),
             ("bad-json", "{"),
             ("bad-role", r#"{"name":"bad-role","role":"boss","health":"ready"}"#),
             ("bad-health", r#"{"name":"bad-health","role":"edge","health":"fine"}"#),
@@ -165,8 +178,9 @@ pub(crate) mod tests {
             ("bad-time", r#"{"name":"bad-time","role":"edge","health":"ready","registered":"yesterday"}"#),
         ]);
         let listing = Listing::parse(&data);
-        assert_eq!(listing.nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>(), ["least", "worker-1"]);
-        assert_eq!(listing.nodes[1].disks.iter().map(|disk| disk.size).sum::<u64>(), 36_000_415_875_072);
+        let names: Vec<&str> = listing.nodes.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(names, ["foreign", "least", "worker-1"]);
+        assert_eq!(listing.nodes[2].disks.iter().map(|disk| disk.size).sum::<u64>(), 36_000_415_875_072);
         let told: Vec<&str> = listing.malformed.iter().map(|malformed| malformed.name.as_str()).collect();
         assert_eq!(told, ["bad-health", "bad-json", "bad-name", "bad-role", "bad-time"]);
         assert!(listing.malformed[2].problem.contains("\"other\", expected \"bad-name\""), "{listing:?}");

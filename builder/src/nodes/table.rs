@@ -1,6 +1,7 @@
 //! The registry as a person reads it. Pure.
 
 use jiff::Timestamp;
+use nodezero_profile::Role;
 
 use super::registry::{Entry, Listing};
 
@@ -43,14 +44,14 @@ fn row(node: &Entry, now: Timestamp) -> [String; HEADER.len()] {
         0 => "-".to_owned(),
         count => format!("{count}, {}", decimal(bytes)),
     };
-    let stuck = match (&node.step, &node.message) {
+    let stuck = match (node.stuck_at(), node.message.as_deref()) {
         (Some(step), Some(message)) => format!("{}: {}", one_line(step), one_line(message)),
         (Some(text), None) | (None, Some(text)) => one_line(text),
         (None, None) => String::new(),
     };
     [
         node.name.clone(),
-        node.role.name().to_owned(),
+        node.role.map_or("-", Role::name).to_owned(),
         or_none(&node.version),
         or_none(&node.mesh_address),
         disks,
@@ -118,6 +119,30 @@ mod tests {
         assert!(table[3].starts_with("zz: the entry is malformed: "), "{table:#?}");
         let listing = Listing::parse(&data);
         assert!(alone(&listing.nodes[0], at("2026-03-03T12:00:00Z")).ends_with("stuck  mesh: no answer; from it"));
+    }
+
+    #[test]
+    fn only_who_is_stuck_has_a_step() {
+        let of = |health: &str, step: &str, message: &str| {
+            let json = format!(r#"{{"name":"n","role":null,"health":"{health}","step":{step},"message":{message}}}"#);
+            let listing = Listing::parse(&registry(&[("n", &json)]));
+            alone(listing.nodes.first().expect("an entry"), at("2026-03-03T12:00:00Z"))
+        };
+        for (health, step, message, expected) in [
+            ("ready", r#""confirm""#, "null", "n  -  -  -  -  -  ready"),
+            ("notReady", r#""confirm""#, r#""kubelet says""#, "n  -  -  -  -  -  not ready  kubelet says"),
+            ("stuck", r#""mesh""#, "null", "n  -  -  -  -  -  stuck  mesh"),
+            ("stuck", r#""mesh""#, r#""no answer""#, "n  -  -  -  -  -  stuck  mesh: no answer"),
+            ("unknown", r#""mesh""#, r#""no answer""#, "n  -  -  -  -  -  unknown  mesh: no answer"),
+            (
+                "unknown",
+                "null",
+                r#""it has not registered yet""#,
+                "n  -  -  -  -  -  unknown  it has not registered yet",
+            ),
+        ] {
+            assert_eq!(of(health, step, message), expected, "{health} {step} {message}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     pub(crate) profile: Option<String>,
     /// How it is.
     pub(crate) health: Health,
-    /// The step that it is at.
+    /// The step that it does not come past; none where all are done.
     pub(crate) step: Option<String>,
     /// What is the matter, and what to do.
     pub(crate) message: Option<String>,
@@ -96,7 +96,7 @@ fn of_node(object: &Node) -> Entry {
         disks: disks.map(some).unwrap_or_default(),
         profile: annotation(node::PROFILE),
         health,
-        step: told.as_ref().map(|told| bounded(&told.step)),
+        step: told.as_ref().and_then(step),
         message: told.as_ref().and_then(message).or(reason),
         registered: object.creation_timestamp().filter(|_| registered).map(|time| time.0.to_string()),
         seen: [heartbeat, told.map(|told| bounded(&told.at))].into_iter().flatten().max(),
@@ -127,11 +127,16 @@ fn of_edge(object: &ConfigMap) -> Option<Entry> {
         disks: Vec::new(),
         profile: facts.and_then(|facts| facts.profile).as_deref().map(bounded),
         health,
-        step: told.as_ref().map(|told| bounded(&told.step)),
+        step: told.as_ref().and_then(step),
         message: told.as_ref().and_then(message).or(silent),
         seen: told.map(|told| bounded(&told.at)).or_else(|| registered.clone()),
         registered,
     })
+}
+
+/// The step that failed. A node whose steps are all done tells the last of them.
+fn step(told: &Told) -> Option<String> {
+    (told.state != State::Ready).then(|| bounded(&told.step))
 }
 
 /// What a node told of itself, with what to do.
@@ -216,6 +221,8 @@ mod tests {
         ] {
             let entry = derive([&node(ready, status)], []).remove("n-1").expect("an entry");
             assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{ready:?} {status:?}");
+            let step = matches!(status, Some("waiting" | "failed")).then_some("cluster");
+            assert_eq!(entry.step.as_deref(), step, "{ready:?} {status:?}");
         }
     }
 
@@ -224,7 +231,7 @@ mod tests {
         let entries = derive([&node(Some("True"), Some("ready"))], []);
         assert_eq!(
             serde_json::to_string(&entries["n-1"]).expect("JSON"),
-            r#"{"name":"n-1","role":"worker","version":"0.1.0","meshAddress":"100.64.0.7","disks":[{"serial":"Z1","size":18,"mount":"/var/mnt/longhorn/z1"}],"profile":"ab","health":"ready","step":"cluster","message":null,"registered":"2026-11-01T00:00:00Z","seen":"2026-11-21T12:34:56Z"}"#
+            r#"{"name":"n-1","role":"worker","version":"0.1.0","meshAddress":"100.64.0.7","disks":[{"serial":"Z1","size":18,"mount":"/var/mnt/longhorn/z1"}],"profile":"ab","health":"ready","step":null,"message":null,"registered":"2026-11-01T00:00:00Z","seen":"2026-11-21T12:34:56Z"}"#
         );
     }
 
