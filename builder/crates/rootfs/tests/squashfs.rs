@@ -250,11 +250,24 @@ fn check_with_reader(tree: &Tree, packs: &[Pack], image: &[u8], case: &str) {
     assert_eq!(image.lookup("not/there").unwrap(), None, "{case}");
 }
 
+/// Files together take what the writer wrote of data, each at most its length, and directories nothing.
+fn check_stored_sizes(image: &[u8], summary: &ImageSummary, case: &str) {
+    let mut image = Image::open(Cursor::new(image)).unwrap();
+    let entries = image.entries().unwrap();
+    let stored = image.stored_sizes(&entries).unwrap();
+    assert_eq!((stored.len(), stored.iter().sum::<u64>()), (entries.len(), summary.data_bytes), "{case}");
+    for (entry, stored) in entries.iter().zip(stored) {
+        let size = if let Kind::File(file) = &entry.kind { file.size() } else { 0 };
+        assert!(stored <= size, "{case}: {:?} takes {stored} bytes of {size}", entry.path);
+    }
+}
+
 fn check(tree: &Tree, packs: &[Pack], case: &str) -> ImageSummary {
     let (bytes, summary) = image(tree, packs, &OPTIONS);
     assert_eq!(bytes.len() as u64, summary.size, "{case}");
     assert_eq!(summary.size % 4096, 0, "{case}");
     check_with_reader(tree, packs, &bytes, case);
+    check_stored_sizes(&bytes, &summary, case);
     check_with_unsquashfs(tree, packs, &bytes, case);
     for threads in [1, 5] {
         assert!(image(tree, packs, &Options { threads, ..OPTIONS }).0 == bytes, "{case}: with {threads} threads");
@@ -316,6 +329,24 @@ fn special_files_and_sizes() {
     let (tree, packs) = special_tree();
     let summary = check(&tree, &open(&packs), "special");
     assert!(summary.duplicates >= 2, "{summary:?}");
+}
+
+#[test]
+fn equal_contents_are_counted_once() {
+    let mut packing = Packing::new(0);
+    let mut numbers = Numbers(3);
+    let block = BLOCK as usize;
+    let contents = [numbers.content(2 * block + 100), numbers.content(300), vec![0; 3 * block]];
+    let mut tree = Tree::new();
+    for (name, content) in [("a", 0), ("b", 0), ("c", 1), ("d", 1), ("e", 2), ("f", 2)] {
+        tree.insert(name, Node::file(0o644, packing.add(&contents[content]))).unwrap();
+    }
+    let (bytes, summary) = image(&tree, &open(&[packing.finish()]), &OPTIONS);
+    let mut image = Image::open(Cursor::new(bytes)).unwrap();
+    let entries = image.entries().unwrap();
+    let [root, a, b, c, d, e, f] = image.stored_sizes(&entries).unwrap()[..] else { panic!("{entries:?}") };
+    assert_eq!((root, b, d, e, f), (0, 0, 0, 0, 0), "directories, repeated contents and zeros take nothing");
+    assert!(a > 0 && c > 0 && a + c == summary.data_bytes, "{a} {c} {summary:?}");
 }
 
 #[test]

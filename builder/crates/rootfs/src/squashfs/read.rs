@@ -3,6 +3,8 @@
 //! Input may be hostile: every position, length and count is checked before it is used, memory does not grow beyond a
 //! small multiple of what the image has bytes, and a directory that contains itself is an error.
 
+mod stored;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::{Read, Seek, SeekFrom, Write},
