@@ -11,6 +11,8 @@ mod component;
 mod download;
 mod fetch;
 mod lock;
+#[path = "../loopback/mod.rs"]
+mod loopback;
 mod profiles;
 mod server;
 mod world;

@@ -3,11 +3,13 @@
 //! It is the proxy of the commands under test too, so that it sees, and answers, whatever they ask of other hosts.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::io::{self, BufReader, Write as _};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
+
+use crate::loopback::{Head, Loopback, lock};
 
 /// The most that an endless answer sends, so that a client that swallows it fails its test and does not hang it.
 const ENDLESS: usize = 64 << 20;
@@ -28,7 +30,7 @@ pub(crate) enum Fault {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     files: BTreeMap<String, Vec<u8>>,
     faults: BTreeMap<String, (usize, Fault)>,
     requests: Vec<String>,
@@ -39,34 +41,20 @@ struct State {
 
 /// A server that runs until the test ends.
 #[derive(Clone, Debug)]
-pub(crate) struct Server {
-    port: u16,
-    state: Arc<Mutex<State>>,
-}
+pub(crate) struct Server(Loopback<State>);
 
 impl Server {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("the loopback has a free port");
-        let port = listener.local_addr().expect("it is bound").port();
-        let state = Arc::new(Mutex::new(State::default()));
-        let shared = state.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = shared.clone();
-                // A client that hangs up early is what some tests are about.
-                thread::spawn(move || drop(answer(&stream, &state)));
-            }
-        });
-        Self { port, state }
+        Self(Loopback::start(answer))
     }
 
     /// Its address without a slash at the end.
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.0.url()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the state")
+        self.0.state()
     }
 
     /// Serves `bytes` at `path`, which begins with a slash, or with a host when it is asked for as a proxy.
@@ -141,24 +129,15 @@ impl Server {
 }
 
 fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    let mut lines = BufReader::new(stream).lines();
-    let request = lines.next().transpose()?.unwrap_or_default();
-    let (mut range, mut if_range) = (None, None);
-    for line in lines {
-        let line = line?;
-        let Some((name, value)) = line.split_once(": ") else { break };
-        match name.to_ascii_lowercase().as_str() {
-            "range" => range = Some(value.to_owned()),
-            "if-range" => if_range = Some(value.to_owned()),
-            _ => {}
-        }
+    let Head { method, target, mut headers } = Head::read(&mut BufReader::new(stream))?;
+    let (range, if_range) = (headers.remove("range"), headers.remove("if-range"));
+    if method != "GET" {
+        return head(stream, 405, Some(0), "");
     }
-    let target = request.split(' ').nth(1).unwrap_or_default();
     // A proxy is asked for a whole address.
-    let path = target.strip_prefix("http://").unwrap_or(target).to_owned();
+    let path = target.strip_prefix("http://").unwrap_or(&target).to_owned();
     let (fault, content, tag) = {
-        let mut state = state.lock().expect("no thread panics while it holds the state");
+        let mut state = lock(state);
         state.requests.push(path.clone());
         let fault = match state.faults.get_mut(&path) {
             Some((times, fault)) if *times > 0 => {
@@ -191,7 +170,7 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
             let mut next = content;
             for _ in 0..ENDLESS / filler.len() {
                 out.write_all(&next)?;
-                state.lock().expect("no thread panics while it holds the state").endless += next.len();
+                lock(state).endless += next.len();
                 next.clone_from(&filler);
             }
         }

@@ -4,13 +4,15 @@
 //! It keeps what it was asked, and fails on demand.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::io::{self, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+
+use crate::loopback::{Head, Loopback, lock};
 
 /// How long a watch is served, so that no thread outlives its test for long.
 const WATCH: Duration = Duration::from_secs(30);
@@ -28,7 +30,7 @@ pub(crate) struct Request {
 }
 
 #[derive(Debug, Default)]
-struct State {
+pub(crate) struct State {
     objects: BTreeMap<String, Value>,
     /// Objects that were removed, as they were, with a version of the removal.
     removed: BTreeMap<String, Value>,
@@ -42,29 +44,15 @@ struct State {
 
 /// An API that runs until the test ends.
 #[derive(Clone, Debug)]
-pub(crate) struct FakeApi {
-    port: u16,
-    state: Arc<Mutex<State>>,
-}
+pub(crate) struct FakeApi(Loopback<State>);
 
 impl FakeApi {
     pub(crate) fn start() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("the loopback has a free port");
-        let port = listener.local_addr().expect("it is bound").port();
-        let state = Arc::new(Mutex::new(State::default()));
-        let shared = state.clone();
-        thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let state = shared.clone();
-                // A client that goes away ends its watch.
-                thread::spawn(move || drop(answer(&stream, &state)));
-            }
-        });
-        Self { port, state }
+        Self(Loopback::start(answer))
     }
 
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.0.url()
     }
 
     /// A kubeconfig whose current context is this API.
@@ -82,7 +70,7 @@ impl FakeApi {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the state")
+        self.0.state()
     }
 
     /// Puts an object there, as somebody else would.
@@ -177,9 +165,8 @@ impl State {
 }
 
 fn answer(stream: &TcpStream, state: &Mutex<State>) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     let request = read(stream)?;
-    let lock = || state.lock().expect("no thread panics while it holds the state");
+    let lock = || lock(state);
     let (code, body) = {
         let mut state = lock();
         state.requests.push(request.clone());
@@ -250,28 +237,13 @@ fn watch<'a>(
 
 fn read(stream: &TcpStream) -> io::Result<Request> {
     let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let mut words = line.split(' ');
-    let method = words.next().unwrap_or_default().to_owned();
-    let target = words.next().unwrap_or_default();
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let (path, query) = (path.to_owned(), query.to_owned());
-    let mut length = 0;
-    loop {
-        let mut header = String::new();
-        reader.read_line(&mut header)?;
-        let header = header.trim().to_ascii_lowercase();
-        if header.is_empty() {
-            break;
-        }
-        if let Some(value) = header.strip_prefix("content-length:") {
-            length = value.trim().parse().map_err(io::Error::other)?;
-        }
-    }
-    let mut body = vec![0; length];
+    let Head { method, target, headers } = Head::read(&mut reader)?;
+    let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+    let length = headers.get("content-length").map(|length| length.parse()).transpose().map_err(io::Error::other)?;
+    let mut body = vec![0; length.unwrap_or(0)];
     reader.read_exact(&mut body)?;
-    Ok(Request { method, path, query, body: serde_json::from_slice(&body).unwrap_or_default() })
+    let body = serde_json::from_slice(&body).unwrap_or_default();
+    Ok(Request { method, path: path.to_owned(), query: query.to_owned(), body })
 }
 
 fn status(code: u16, message: &str) -> (u16, Value) {

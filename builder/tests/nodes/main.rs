@@ -4,6 +4,8 @@
 mod add;
 mod api;
 mod list;
+#[path = "../loopback/mod.rs"]
+mod loopback;
 mod readmit;
 
 use std::fs;
