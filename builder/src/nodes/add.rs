@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, ServiceAccount};
-use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use k8s_openapi::api::rbac::v1::{Role as Rights, RoleBinding};
+use nodezero_profile::Role;
 use nodezero_profile::language::{CLUSTER_FILE, NODES, SECRETS_FILE, Secret as Hidden};
 use nodezero_profile::node::NodeName;
 
@@ -33,12 +34,12 @@ const JOIN_TOKEN: &str = "join-token";
 /// The longest join token that is read, in bytes.
 const TOKEN_LIMIT: usize = 4096;
 
-/// What a new node is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// What a new node is to be. A control node needs nothing that would be made for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A K3s agent with data disks
+    /// A K3s agent with data disks.
     Worker,
-    /// A machine outside the cluster, with a public address
+    /// A machine outside the cluster, with a public address.
     Edge,
 }
 
@@ -47,9 +48,9 @@ pub enum Kind {
 pub struct Arguments {
     /// The node's name: its host name, and its name in mesh and cluster
     name: NodeName,
-    /// What it is to be
+    /// What it is to be: worker or edge
     #[arg(long)]
-    role: Kind,
+    role: Role,
     /// The directory of profiles: where cluster.yaml is
     #[arg(long, value_name = "DIR", env = "NODEZERO_PROFILES", default_value = ".")]
     dir: PathBuf,
@@ -90,6 +91,16 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         dir.display()
     );
     let profile = dir.join(NODES).join(format!("{name}.yaml"));
+    let kind = match arguments.role {
+        Role::Worker => Kind::Worker,
+        Role::Edge => Kind::Edge,
+        Role::Control => bail!(
+            "a control node is added by its profile alone, as all that it needs is in {SECRETS_FILE} since `nodezero \
+             cluster init`: write {} with `role: control`. From the second control node on K3s keeps its data in etcd: \
+             so render the control nodes that there are again, too",
+            profile.display()
+        ),
+    };
     let is_there = fs::symlink_metadata(&profile).is_ok();
     if is_there && !arguments.keep_profile {
         bail!("{} is there already: choose another name, or say --keep-profile", profile.display());
@@ -100,7 +111,7 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         profile.display()
     );
     let mut store = Store::open(dir, arguments.identity.as_deref())?;
-    let mut lines = match arguments.role {
+    let mut lines = match kind {
         Kind::Worker => worker(arguments, &mut store)?,
         Kind::Edge => {
             ensure!(!arguments.offline, "an edge node's account is made in the cluster: leave out --offline");
@@ -108,7 +119,7 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         }
     };
     if !is_there {
-        write_profile(&profile, arguments)?;
+        write_profile(&profile, kind, arguments)?;
         lines.push(format!("wrote {}", profile.display()));
     }
     lines.push(next(arguments));
@@ -193,7 +204,7 @@ async fn make(cluster: &Cluster, edge: &Edge) -> Result<()> {
     let maps = cluster.of::<ConfigMap>(NAMESPACE);
     cluster.apply(&maps, &edge.registration(), &edge.registration_map()).await?;
     cluster.apply(&maps, &edge.routes(), &edge.routes_map()).await?;
-    cluster.apply(&cluster.of::<Role>(NAMESPACE), &edge.account(), &edge.role()).await?;
+    cluster.apply(&cluster.of::<Rights>(NAMESPACE), &edge.account(), &edge.role()).await?;
     cluster.apply(&cluster.of::<RoleBinding>(NAMESPACE), &edge.account(), &edge.role_binding()).await?;
     cluster.apply(&cluster.of::<ServiceAccount>(NAMESPACE), &edge.account(), &edge.service_account()).await?;
     cluster.apply(&cluster.of::<Secret>(NAMESPACE), &edge.token(), &edge.token_secret()).await?;
@@ -223,13 +234,13 @@ async fn token(cluster: &Cluster, edge: &Edge) -> Result<Hidden> {
 }
 
 /// Writes the profile whole or not at all, and never over another.
-fn write_profile(path: &Path, arguments: &Arguments) -> Result<()> {
+fn write_profile(path: &Path, kind: Kind, arguments: &Arguments) -> Result<()> {
     let key = match (&arguments.auth_key_file, &arguments.auth_key_env) {
         (Some(path), _) => Some(AuthKey::File(path.display().to_string())),
         (None, Some(name)) => Some(AuthKey::Env(name.clone())),
         (None, None) => None,
     };
-    let text = draft::profile(&arguments.name, arguments.role, key.as_ref());
+    let text = draft::profile(&arguments.name, kind, key.as_ref());
     let directory = path.parent().context("a profile has a directory")?;
     let write = || -> io::Result<()> {
         fs::create_dir_all(directory)?;

@@ -102,6 +102,17 @@ fn a_command_that_is_cut_is_run_again() {
 }
 
 #[test]
+fn a_control_node_needs_its_profile_alone() {
+    let operator = Operator::with_profiles();
+    let outcome = operator.run(&["node", "add", "control-2", "--role", "control"]);
+    outcome.fails_with(&["all that it needs is in secrets.age", "./nodes/control-2.yaml with `role: control`", "etcd"]);
+    assert!(!operator.path("profiles/nodes/control-2.yaml").exists());
+    assert_eq!(operator.api.take_requests(), [], "the cluster need not be asked");
+    let outcome = operator.run(&["node", "add", "control-2", "--role", "boss"]);
+    assert!(outcome.code == Some(2) && outcome.stderr.contains("control, worker or edge"), "{outcome:#?}");
+}
+
+#[test]
 fn what_was_added_is_removed_again() {
     let operator = Operator::with_profiles();
     operator.run(&ADD_EDGE).succeeds(&[]);
