@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use debian::digest::Sha256;
+use disk::image::Region;
 use disk::{Guid, Layout};
 use nodezero_profile::Role;
+use rootfs::squashfs::read::Image;
 use rootfs::{Node, Pack, Tree};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -31,8 +33,9 @@ use crate::plan::BuildPlan;
 use crate::progress::{Progress, StageTime};
 use crate::recipe::{Platform, Recipe};
 use crate::scripts::Rules;
+use crate::shares::{Boot, Share};
 use crate::unpack::{self, Unpacked};
-use crate::{disk_image, firstboot, initrd};
+use crate::{disk_image, firstboot, initrd, shares};
 
 /// Changes whenever the same inputs give other bytes.
 const FORMAT_VERSION: &str = "1";
@@ -466,6 +469,7 @@ fn finish(
 ) -> Result<Built> {
     let stem = plan.stem();
     let (raw_sha256, raw_size) = fetch::hash_file(raw.path())?;
+    let shares = measure(raw.path(), layout, parts, &record)?;
     let pending = output::convert_all(&options.formats, raw, raw_sha256, &options.out, &stem)?;
     let manifest = Manifest {
         timestamp: jiff::Timestamp::from_second(i64::try_from(plan.timestamp)?)?.to_string(),
@@ -481,6 +485,7 @@ fn finish(
             initrd: parts.initrd.len() as u64,
             uki: parts.uki.size,
             raw: raw_size,
+            shares,
         },
         inputs_used: source.inputs.iter().map(|input| PackageRecord::from(&input.pin)).collect(),
         image: record,
@@ -499,6 +504,18 @@ fn finish(
         cache::publish(file, &path)?;
     }
     Ok(Built { manifest, manifest_path, outputs })
+}
+
+/// How what was built is shared, read back from it.
+fn measure(raw: &Path, layout: &Layout, parts: &Parts, record: &ImageRecord) -> Result<Vec<Share>> {
+    let mut raw = cache::open(raw)?;
+    let (_, esp) = layout.find("ESP").context("the image has an ESP")?;
+    let esp = disk::esp::list(&mut Region::of_partition(&mut raw, layout, esp)).context("reading the ESP")?;
+    let mut image = Image::open(&parts.root).context("reading the root image")?;
+    let entries = image.entries().context("reading the root image")?;
+    let boot = Boot::read(&mut &parts.uki.file).context("reading the UKI")?;
+    let tree = parts.verity.file.metadata().context("reading the hash tree")?.len();
+    shares::measure(&image, &entries, &boot, &esp, tree, &record.components)
 }
 
 pub(crate) fn partition_records(layout: &Layout) -> Vec<PartitionRecord> {

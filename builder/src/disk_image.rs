@@ -23,6 +23,9 @@ const TRIES: u32 = 3;
 const ESP_README: &str = "A machine that boots from this disk reads its configuration, an Ignition config,\r\n\
                           from config.ign in this directory.\r\n";
 
+/// Where in the ESP kernel and initrd lie for a BIOS loader, which reads no UKI.
+pub(crate) const BIOS_FILES: [&str; 2] = ["nodezero/bios/linux", "nodezero/bios/initrd"];
+
 /// Writes the raw image under a temporary name in the output directory.
 pub(crate) fn assemble(
     options: &Options,
@@ -119,7 +122,7 @@ fn esp_files(
         },
     ];
     if let Some(bios) = bios {
-        let (linux, initrd_name) = ("nodezero/bios/linux", "nodezero/bios/initrd");
+        let [linux, initrd_name] = BIOS_FILES;
         let config = disk::syslinux::Config {
             serial_baud: Some(115_200),
             timeout: 0,

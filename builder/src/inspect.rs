@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use disk::esp::Found;
 use disk::image::Region;
 use disk::{Layout, SectorSize, esp, table};
 use rootfs::squashfs::read::Kind;
@@ -15,6 +16,7 @@ use verity::{Area, RootHash};
 
 use crate::manifest::ImageRecord;
 use crate::progress::Size;
+use crate::shares::{self, Boot, Share};
 
 /// The largest UKI that is read into memory.
 const UKI_LIMIT: u64 = 512 << 20;
@@ -31,6 +33,8 @@ pub struct BootEntry {
     pub cmdline: String,
     /// The root hash that it demands.
     pub root_hash: Option<RootHash>,
+    /// The sizes of its parts; why they cannot be told.
+    boot: Result<Boot, String>,
 }
 
 /// A root slot.
@@ -51,8 +55,16 @@ pub struct Report {
     findings: Vec<String>,
     entries: Vec<BootEntry>,
     slots: Vec<Slot>,
+    root: Option<Root>,
+}
+
+/// A root file system that was verified.
+#[derive(Debug)]
+struct Root {
     record: Option<ImageRecord>,
     files: Vec<String>,
+    /// How the image's size is shared; why that cannot be told.
+    shares: Result<Vec<Share>, String>,
 }
 
 /// Reads an image, decompressing it first where it is compressed.
@@ -86,29 +98,35 @@ pub fn inspect(path: &Path) -> Result<Report> {
                 .map(|superblock| superblock.data_length())
                 .map_err(|error| error.to_string()),
         };
-        if root.is_none() && verified.is_ok() {
-            root = Some(found.layout.byte_range(data));
+        if let (None, Ok(length)) = (&root, &verified) {
+            root = Some((found.layout.byte_range(data), *length, root_hash));
         }
         slots.push(Slot { label: label.to_owned(), root_hash, verified });
     }
-    let (record, files) = match root {
-        // What did not verify is not parsed.
-        None => (None, Vec::new()),
-        Some(range) => read_root(&mut file, range.start, range.end - range.start)?,
-    };
+    // What did not verify is not parsed.
+    let root = root.map(|(range, length, hash)| {
+        let esp = esp_of(&found.layout)?;
+        let esp = esp::list(&mut Region::of_partition(&mut file, &found.layout, esp)).context("reading the ESP")?;
+        let booted = entries.iter().find(|entry| entry.root_hash == hash);
+        let boot = booted.map_or(Err("no boot entry demands the root".to_owned()), |entry| entry.boot.clone());
+        let tree = verity::hash_tree::hash_area_size(length / verity::BLOCK_SIZE);
+        read_root(Region::new(&mut file, range.start, range.end - range.start), &Around { boot, esp, tree })
+    });
+    let root = root.transpose()?;
     let findings = found.findings.iter().map(ToString::to_string).collect();
-    Ok(Report { layout: found.layout, findings, entries, slots, record, files })
+    Ok(Report { layout: found.layout, findings, entries, slots, root })
 }
 
 fn threads() -> NonZeroUsize {
     NonZeroUsize::new(crate::parallel::threads()).unwrap_or(NonZeroUsize::MIN)
 }
 
+fn esp_of(layout: &Layout) -> Result<&disk::Partition> {
+    layout.find("ESP").map(|(_, esp)| esp).context("the image has no ESP: it is not one of NodeZero's")
+}
+
 fn read_entries(file: &mut File, layout: &Layout) -> Result<Vec<BootEntry>> {
-    let Some((_, esp_partition)) = layout.find("ESP") else {
-        bail!("the image has no ESP: it is not one of NodeZero's")
-    };
-    let mut device = Region::of_partition(file, layout, esp_partition);
+    let mut device = Region::of_partition(file, layout, esp_of(layout)?);
     let mut entries = Vec::new();
     for found in esp::list(&mut device).context("reading the ESP")? {
         let lower = found.path.to_ascii_lowercase();
@@ -120,23 +138,35 @@ fn read_entries(file: &mut File, layout: &Layout) -> Result<Vec<BootEntry>> {
         let uki = uki::Uki::read(&mut io::Cursor::new(&bytes)).with_context(|| format!("reading {}", found.path))?;
         let cmdline = uki.cmdline().map(ToString::to_string).unwrap_or_default();
         let root_hash = cmdline.split_whitespace().find_map(|word| word.strip_prefix("roothash=")?.parse().ok());
-        entries.push(BootEntry { path: found.path, cmdline, root_hash });
+        let boot = Boot::read(&mut io::Cursor::new(&bytes)).map_err(|error| format!("{error:#}"));
+        entries.push(BootEntry { path: found.path, cmdline, root_hash, boot });
     }
     Ok(entries)
 }
 
-fn read_root(file: &mut File, start: u64, length: u64) -> Result<(Option<ImageRecord>, Vec<String>)> {
-    let mut device = Region::new(file, start, length);
+/// What an image holds besides its root file system.
+struct Around {
+    boot: Result<Boot, String>,
+    esp: Vec<Found>,
+    tree: u64,
+}
+
+fn read_root(mut device: Region<'_, File>, around: &Around) -> Result<Root> {
     let mut image = rootfs::squashfs::read::Image::open(&mut device).context("reading the root file system")?;
     let entries = image.entries().context("listing the root file system")?;
-    let mut record = None;
+    let mut record: Option<ImageRecord> = None;
     for entry in entries.iter().filter(|entry| entry.path == b"usr/lib/nodezero/image.json") {
         if let Kind::File(data) = &entry.kind {
             let bytes = image.read_file(data, RECORD_LIMIT).context("reading the image's record")?;
             record = Some(serde_json::from_slice(&bytes).context("reading the image's record")?);
         }
     }
-    Ok((record, entries.iter().map(file_line).collect()))
+    let components = record.as_ref().map(|record| record.components.as_slice()).unwrap_or_default();
+    let shares = around.boot.clone().and_then(|boot| {
+        let measured = shares::measure(&image, &entries, &boot, &around.esp, around.tree, components);
+        measured.map_err(|error| format!("{error:#}"))
+    });
+    Ok(Root { files: entries.iter().map(file_line).collect(), record, shares })
 }
 
 /// The components of an image, and what it is not.
@@ -259,11 +289,19 @@ impl Report {
         self.findings.is_empty() && !self.slots.is_empty() && self.slots.iter().all(|slot| slot.verified.is_ok())
     }
 
+    fn record(&self) -> Option<&ImageRecord> {
+        self.root.as_ref()?.record.as_ref()
+    }
+
+    fn files(&self) -> &[String] {
+        self.root.as_ref().map_or(&[], |root| &root.files)
+    }
+
     /// For people.
     #[must_use]
     pub fn to_text(&self, files: bool) -> String {
         let mut text = String::new();
-        if let Some(record) = &self.record {
+        if let Some(record) = self.record() {
             let _ = writeln!(text, "{} {} ({} on {})", record.name, record.version, record.role, record.platform);
         }
         for (number, partition) in self.layout.partitions() {
@@ -292,7 +330,16 @@ impl Report {
             };
             let _ = writeln!(text, "slot {} root hash {hash}: {verdict}", slot.label);
         }
-        if let Some(record) = &self.record {
+        match self.root.as_ref().map(|root| &root.shares) {
+            Some(Ok(shares)) => shares::lines(shares).iter().for_each(|line| {
+                let _ = writeln!(text, "{line}");
+            }),
+            Some(Err(why)) => {
+                let _ = writeln!(text, "sizes of its parts cannot be told: {why}");
+            }
+            None => {}
+        }
+        if let Some(record) = self.record() {
             for note in &record.notes {
                 let _ = writeln!(text, "note: {note}");
             }
@@ -301,7 +348,7 @@ impl Report {
                 let _ = writeln!(text, "package {} {} {}", package.name, package.version, package.architecture);
             }
         }
-        for file in self.files.iter().filter(|_| files) {
+        for file in self.files().iter().filter(|_| files) {
             let _ = writeln!(text, "{file}");
         }
         text
@@ -327,14 +374,15 @@ impl Report {
         let entries: Vec<Value> =
             self.entries.iter().map(|entry| json!({"path": entry.path, "cmdline": entry.cmdline})).collect();
         let mut value = json!({
-            "image": self.record,
+            "image": self.record(),
             "partitions": partitions,
             "findings": self.findings,
             "boot_entries": entries,
             "slots": slots,
+            "shares": self.root.as_ref().and_then(|root| root.shares.as_ref().ok()),
         });
         if files {
-            value["files"] = json!(self.files);
+            value["files"] = json!(self.files());
         }
         value
     }

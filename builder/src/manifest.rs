@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::lock::Pin;
 use crate::plan::BuildPlan;
 use crate::progress::Size;
+use crate::shares::Share;
 
 /// Version of the manifest's form.
 pub const SCHEMA: u32 = 1;
@@ -42,6 +43,9 @@ pub struct Sizes {
     pub uki: u64,
     /// The raw image, holes included.
     pub raw: u64,
+    /// How components, kernel, firmware and the rest share what the image holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
 }
 
 /// A package as it stands in a manifest and in the image itself.

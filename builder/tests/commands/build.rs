@@ -115,6 +115,7 @@ fn manifest_and_bill_say_what_is_in_the_image() {
     assert_eq!(report["image"]["packages"], manifest["packages"]);
     assert_eq!(report["partitions"], manifest["partitions"]);
     assert_eq!(report["slots"][0]["root_hash"], manifest["root_hash"]);
+    assert_eq!(report["shares"], manifest["sizes"]["shares"]);
     let files: Vec<&str> = report["files"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     for line in [
         "-0644 0:0 700000 /usr/share/tiny/data",
@@ -125,6 +126,31 @@ fn manifest_and_bill_say_what_is_in_the_image() {
         assert!(files.iter().any(|file| file.contains(line)), "{line}: {files:#?}");
     }
     assert!(!files.iter().any(|file| file.contains("usr/share/doc/base-files")), "it is left out: {files:#?}");
+}
+
+#[test]
+fn the_size_is_shared_without_a_rest() {
+    let sizes = &BUILT.manifest()["sizes"];
+    let shares = sizes["shares"].as_array().expect("a list");
+    let of = |part: &str, size: &str| {
+        let mut found = shares.iter().filter(|share| share["part"] == part);
+        let size = found.next().unwrap_or_else(|| panic!("{part}: {shares:#?}"))[size].as_u64().expect("a number");
+        assert!(found.next().is_none(), "{part} is there once: {shares:#?}");
+        size
+    };
+    let packed = |parts: &[&str]| parts.iter().map(|part| of(part, "packed")).sum::<u64>();
+    let root = sizes["root"].as_u64().expect("a number");
+    let of_root = packed(&["modules", "firstboot", "debian", "file-system"]);
+    // The root is padded to whole blocks.
+    assert!((root - 4096..=root).contains(&of_root), "{of_root} of {root}: {shares:#?}");
+    assert_eq!(sizes["initrd"], of("initrd", "packed"), "{shares:#?}");
+    assert!(of("initrd", "bytes") > of("firstboot", "bytes"), "the initrd holds that program, too: {shares:#?}");
+    assert!(of("debian", "bytes") > 700_000, "the packages' files: {shares:#?}");
+    assert!(packed(&["kernel", "initrd", "esp"]) > sizes["uki"].as_u64().expect("a number"), "{shares:#?}");
+    let text = inspect(&BUILT, &BUILT.output(".raw"), &[]).succeeds().stdout;
+    for part in ["size of ", "kernel ", "kernel modules ", "initrd ", "rest of Debian ", "hash tree ", "all "] {
+        assert!(text.lines().any(|line| line.starts_with(part)), "{part}: {text}");
+    }
 }
 
 #[test]

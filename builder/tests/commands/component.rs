@@ -148,6 +148,9 @@ fn the_release_is_taken_where_it_can_be_had() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(!text.contains("standin") && !text.contains("package tool"), "{text}");
+    for line in ["prog /usr/bin/prog ", "prog /usr/lib/prog/images.tar.zst "] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "each file of a component is a share: {text}");
+    }
 
     // Again without network, with nothing but packs.
     let before = world.contents();
