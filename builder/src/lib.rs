@@ -8,7 +8,7 @@
 //! [`recipe`], [`component`] and [`lock`] are what the data under `images/` says; [`plan`] puts them together; [`build`]
 //! runs a plan through [`fetch`], [`unpack`], [`compose`], [`initrd`] and the format crates; [`manifest`] records the
 //! result.
-//! [`inspect`], [`boot`] and [`tools`] serve those who look at what was built.
+//! [`inspect`], [`shares`], [`boot`] and [`tools`] serve those who look at what was built.
 
 pub mod authority;
 pub mod boot;
@@ -29,6 +29,7 @@ pub mod kernel;
 pub mod kmod;
 pub mod kube;
 pub mod lock;
+mod machine;
 pub mod manifest;
 pub mod microcode;
 pub mod mirror;
@@ -44,6 +45,7 @@ pub mod recipe;
 pub mod render;
 pub mod scripts;
 pub mod secrets;
+pub mod shares;
 pub mod tools;
 pub mod units;
 pub mod unpack;

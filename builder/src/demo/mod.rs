@@ -3,45 +3,59 @@
 //!
 //! It does what an operator does, by the commands an operator types, and says them: `cluster init`, `build`, `render`,
 //! `kubeconfig`. The mesh is Tailscale's own test control server, on the loopback. Everything lies in a temporary
-//! directory. Ctrl-C, or the end of this process in any other way, leaves no program running; only a `kill -9` leaves
-//! the directory.
+//! directory, each machine's console beside its disks. Ctrl-C, or the end of this process in any other way, leaves no
+//! program running. The directory goes with it; after a failure the logs stay, and nothing else. Only a `kill -9` leaves
+//! all of it.
 
 mod follow;
 pub mod guard;
-mod machine;
+mod operator;
 pub mod rig;
+mod running;
+mod screen;
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Args;
-use serde_json::{Value, json};
+use jiff::Timestamp;
+use serde_json::Value;
+use tempfile::TempDir;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, timeout};
 
-use self::follow::Follower;
+use self::follow::News;
 use self::guard::Owned;
-use self::machine::Machine;
+use self::operator::{Operator, build};
+use self::running::{Running, lines_of};
+use self::screen::Screen;
 use crate::cache::Cache;
+use crate::kube::{ANSWER, Access};
+use crate::machine::{Console, Firmware, Machine, kvm_works};
+use crate::nodes::registry::{Health, Listing};
+use crate::nodes::{self, table};
 use crate::progress::Progress;
 use crate::recipe;
 use crate::tools::Tools;
 
 /// How long the control server may take until it listens.
 const LISTEN: Duration = Duration::from_secs(60);
+/// How long the registry may take until it says what the consoles say.
+const REGISTERED: Duration = Duration::from_secs(180);
+/// How often it is asked.
+const ASK: Duration = Duration::from_secs(2);
 /// How often the table is drawn.
 const TICK: Duration = Duration::from_millis(500);
+/// The size that a boot disk is grown to, in bytes.
+const BOOT_DISK: u64 = 16 << 30;
 /// The disks that are sold as 18 TB have so many bytes.
 const DISK: u64 = 18_000_207_937_536;
-/// Columns of a terminal that does not say how many it has.
-const COLUMNS: usize = 80;
 
 const CONTROL: &str = "control-1";
 const WORKER: &str = "worker-1";
@@ -76,6 +90,15 @@ pub struct Setting {
     pub progress: Progress,
 }
 
+/// How a demo ended that was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// No machine was in trouble.
+    Well,
+    /// One was: whoever ended it may want its console.
+    Troubled,
+}
+
 /// Runs the demo until it is ended.
 ///
 /// # Errors
@@ -87,10 +110,51 @@ pub fn run(arguments: &Arguments, setting: &Setting) -> Result<ExitCode> {
         let _inside = runtime.enter();
         Signals::new()?
     };
-    let demo = Demo::prepare(arguments, setting)?;
-    runtime.block_on(demo.show(&mut signals))?;
-    println!("ending");
-    Ok(ExitCode::SUCCESS)
+    let scratch = tempfile::Builder::new().prefix("nodezero-demo-").tempdir().context("making a directory")?;
+    // Machines and server end with the demo, before their files go.
+    let ended =
+        Demo::prepare(arguments, setting, scratch.path()).and_then(|demo| runtime.block_on(demo.show(&mut signals)));
+    let ended = match ended {
+        // The programs that it ran were ended, too, and said so.
+        Err(_) if runtime.block_on(async { timeout(TICK, signals.any()).await }).is_ok() => Ok(End::Well),
+        ended => ended,
+    };
+    match ended {
+        Ok(End::Well) => {
+            println!("ending");
+            Ok(ExitCode::SUCCESS)
+        }
+        Ok(End::Troubled) => {
+            println!("ending{}", kept(scratch)?.map(|note| format!("; {note}")).unwrap_or_default());
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => Err(match kept(scratch) {
+            Ok(None) => error,
+            Ok(Some(note)) => anyhow!("{error:#}; {note}"),
+            Err(more) => anyhow!("{error:#}; {more:#}"),
+        }),
+    }
+}
+
+/// Leaves of a demo's directory what a failure can be understood by, and says where it is.
+fn kept(scratch: TempDir) -> Result<Option<String>> {
+    let dir = scratch.keep();
+    keep_logs(&dir).with_context(|| format!("removing what is no log from {}", dir.display()))?;
+    Ok(dir.exists().then(|| format!("logs are kept in {}", dir.display())))
+}
+
+/// Removes all but logs that say something, and then directories that are empty. Secrets and disks go.
+fn keep_logs(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            keep_logs(&path)?;
+        } else if path.extension().is_none_or(|extension| extension != "log") || entry.metadata()?.len() == 0 {
+            fs::remove_file(&path)?;
+        }
+    }
+    if fs::read_dir(dir)?.next().is_none() { fs::remove_dir(dir) } else { Ok(()) }
 }
 
 /// The signals that end the demo.
@@ -100,11 +164,8 @@ impl Signals {
     fn new() -> Result<Self> {
         let [interrupt, terminate, hangup] =
             [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
-        Ok(Self(
-            [interrupt, terminate, hangup]
-                .map(|signal| signal.ok())
-                .map(|signal| signal.expect("a signal that can be caught")),
-        ))
+        let caught = "catching signals";
+        Ok(Self([interrupt.context(caught)?, terminate.context(caught)?, hangup.context(caught)?]))
     }
 
     async fn any(&mut self) {
@@ -113,24 +174,16 @@ impl Signals {
     }
 }
 
-/// What runs. Fields are dropped in order: machines, server, directory.
+/// What runs. Fields are dropped in order: machines, server.
 struct Demo {
     machines: Vec<Running>,
     _mesh: Owned,
     kubeconfig: PathBuf,
-    _scratch: tempfile::TempDir,
-}
-
-/// A machine that is on.
-struct Running {
-    follower: Follower,
-    lines: Receiver<String>,
-    on: Instant,
-    _qemu: Owned,
+    screen: Screen,
 }
 
 impl Demo {
-    fn prepare(arguments: &Arguments, setting: &Setting) -> Result<Self> {
+    fn prepare(arguments: &Arguments, setting: &Setting, scratch: &Path) -> Result<Self> {
         let images = recipe::find_images(setting.images.as_deref())?;
         let module = std::path::absolute(&images)?.parent().context("images/ has a parent")?.join("qemu-tests/rig");
         ensure!(
@@ -142,175 +195,163 @@ impl Demo {
         let roles = [(CONTROL, "control"), (WORKER, "worker")];
         let built: Vec<PathBuf> =
             roles.iter().map(|(_, role)| build(arguments, setting, role)).collect::<Result<_>>()?;
-        let scratch = tempfile::Builder::new().prefix("nodezero-demo-").tempdir().context("making a directory")?;
-        let (mesh, login) = start_mesh(&server, scratch.path())?;
+        let (mesh, login) = start_mesh(&server, scratch)?;
         let api = free_port()?;
-        let operator = Operator { setting, dir: scratch.path().join("home"), key: scratch.path().join("key") };
+        let operator = Operator { setting, dir: scratch.join("home"), key: scratch.join("key") };
         operator.profiles(&login)?;
-        let kubeconfig = scratch.path().join("kubeconfig");
+        let kubeconfig = scratch.join("kubeconfig");
         operator.nodezero(&["kubeconfig", "--server", &format!("https://127.0.0.1:{api}"), "--out"], &kubeconfig)?;
+        let kvm = built.first().is_some_and(|image| kvm_works(&setting.tools, image, scratch));
+        if !kvm {
+            setting.progress.say("KVM does not work here: the machines are emulated, which takes many minutes");
+        }
         let mut machines = Vec::new();
         for ((name, role), image) in roles.iter().zip(&built) {
-            let config = scratch.path().join(format!("{name}.ign"));
+            let config = scratch.join(format!("{name}.ign"));
             operator.nodezero(&["render", name, "--out"], &config)?;
+            let dir = scratch.join(name);
+            fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
             let is_control = *role == "control";
             let machine = Machine {
-                name,
                 image,
-                config: &config,
-                memory_mib: if is_control { 3072 } else { 2048 },
-                forward: is_control.then_some((api, API)),
+                boot_disk: dir.join("boot.qcow2"),
+                boot_size: BOOT_DISK,
                 disks: if is_control { &[] } else { &[DISK, DISK] },
+                firmware: Firmware::Uefi,
+                kvm,
+                cpus: 2,
+                memory_mib: if is_control { 3072 } else { 2048 },
+                console: Console::Output,
+                forward: is_control.then_some((api, API)),
+                config: Some(&config),
             };
-            machines.push(switch_on(&machine, setting, scratch.path())?);
+            machines.push(Running::switch_on(name, &machine, &setting.tools, &dir)?);
         }
-        Ok(Self { machines, _mesh: mesh, kubeconfig, _scratch: scratch })
+        setting.progress.say(&format!("disks and consoles of the machines: {}", scratch.display()));
+        Ok(Self { machines, _mesh: mesh, kubeconfig, screen: Screen::new() })
     }
 
     /// Shows how far machines are until a signal comes.
-    async fn show(mut self, signals: &mut Signals) -> Result<()> {
-        let mut table = Table { terminal: io::stdout().is_terminal(), drawn: 0 };
+    async fn show(mut self, signals: &mut Signals) -> Result<End> {
+        let mut still = vec![false; self.machines.len()];
         let mut told = false;
         loop {
-            let mut changed = Vec::new();
-            for (index, machine) in self.machines.iter_mut().enumerate() {
-                if machine.follow()? {
-                    changed.push(index);
-                }
-            }
-            table.draw(&self.machines, &changed)?;
+            let moved = self.follow()?;
+            let all = self.machines.iter().map(|machine| (&machine.follower, machine.since()));
+            self.screen.draw(&all.collect::<Vec<_>>(), &moved).context("writing to standard output")?;
+            self.tell_still(&mut still)?;
             if !told && self.machines.iter().all(|machine| machine.follower.is_ready()) {
                 told = true;
-                table.drawn = 0;
-                println!("{}", self.advice());
+                let registered = tokio::select! {
+                    () = signals.any() => return Ok(self.end()),
+                    registered = registered(&self.kubeconfig) => registered,
+                };
+                let lines = self.advice(registered)?;
+                self.screen.say(&lines).context("writing to standard output")?;
             }
             tokio::select! {
-                () = signals.any() => return Ok(()),
+                () = signals.any() => return Ok(self.end()),
                 () = tokio::time::sleep(TICK) => {}
             }
         }
     }
 
-    fn advice(&self) -> String {
-        let kubeconfig = self.kubeconfig.display();
-        format!(
-            "\nthe cluster is ready, until Ctrl-C:\n\n    export KUBECONFIG={kubeconfig}\n    kubectl get nodes -o wide\n    \
-             nodezero nodes\n"
-        )
+    fn end(&self) -> End {
+        let troubled = self.machines.iter().any(|machine| machine.follower.is_in_trouble(machine.since()));
+        if troubled { End::Troubled } else { End::Well }
     }
-}
 
-impl Running {
-    /// Takes what the console has said. Answers whether the machine is elsewhere now.
-    fn follow(&mut self) -> Result<bool> {
-        let mut changed = false;
-        loop {
-            match self.lines.try_recv() {
-                Ok(line) => changed |= self.follower.take(&line, self.on.elapsed()),
-                Err(std::sync::mpsc::TryRecvError::Empty) => return Ok(changed),
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => {
-                    self.follower.end();
-                    bail!("{}", self.follower.line(self.on.elapsed()));
+    /// Takes what consoles have said, and tells failures. Gives the machines that are elsewhere now.
+    fn follow(&mut self) -> Result<Vec<usize>> {
+        let mut moved = Vec::new();
+        for (index, machine) in self.machines.iter_mut().enumerate() {
+            for news in machine.follow()? {
+                match news {
+                    News::Moved => moved.push(index),
+                    News::Failure(lines) => {
+                        let name = &machine.follower.name;
+                        let mut lines: Vec<String> = lines.iter().map(|line| format!("{name}: {line}")).collect();
+                        lines.push(format!("{name}:   its console: {}", machine.console().display()));
+                        self.screen.say(&lines).context("writing to standard output")?;
+                    }
                 }
             }
         }
-    }
-}
-
-/// The table on the terminal; elsewhere a line for each change.
-struct Table {
-    terminal: bool,
-    drawn: usize,
-}
-
-impl Table {
-    fn draw(&mut self, machines: &[Running], changed: &[usize]) -> Result<()> {
-        let line = |machine: &Running| machine.follower.line(machine.on.elapsed());
-        let mut out = io::stdout().lock();
-        let mut write = || -> io::Result<()> {
-            if !self.terminal {
-                changed.iter().try_for_each(|index| writeln!(out, "{}", line(&machines[*index])))?;
-                return out.flush();
-            }
-            let columns = rustix::termios::tcgetwinsize(io::stdout()).map_or(COLUMNS, |size| usize::from(size.ws_col));
-            if self.drawn > 0 {
-                write!(out, "\x1b[{}A\r\x1b[J", self.drawn)?;
-            }
-            for machine in machines {
-                // A line that wraps would be two, and the next drawing would begin too low.
-                writeln!(out, "{}", line(machine).chars().take(columns.max(1)).collect::<String>())?;
-            }
-            self.drawn = machines.len();
-            out.flush()
-        };
-        write().context("writing to standard output")
-    }
-}
-
-/// Whoever types commands.
-struct Operator<'a> {
-    setting: &'a Setting,
-    dir: PathBuf,
-    key: PathBuf,
-}
-
-impl Operator<'_> {
-    /// Profiles of a cluster of two, and its secrets.
-    fn profiles(&self, login: &str) -> Result<()> {
-        let key = self.key.display().to_string();
-        self.nodezero(&["cluster", "init", "--new-identity", &key], &self.dir)?;
-        let write =
-            |path: &Path, text: &str| fs::write(path, text).with_context(|| format!("writing {}", path.display()));
-        let cluster = json!({
-            "name": "demo",
-            "mesh": { "loginServer": login, "authKey": { "env": "NODEZERO_DEMO_AUTH_KEY" } },
-            "k3s": { "server": CONTROL },
-            "time": { "wait": 5 },
-        });
-        let disks = json!([{ "name": "bulk", "select": { "size": "18TB" }, "count": 2 }]);
-        let profiles: [(&str, Value); 3] = [
-            ("cluster.yaml", cluster),
-            // This machine is no member of the mesh, so the API's port is open to it.
-            ("nodes/control-1.yaml", json!({ "role": "control", "firewall": { "tcp": [API] } })),
-            ("nodes/worker-1.yaml", json!({ "role": "worker", "dataDisks": disks })),
-        ];
-        fs::create_dir_all(self.dir.join("nodes")).context("making a directory for profiles")?;
-        profiles.iter().try_for_each(|(name, profile)| write(&self.dir.join(name), &format!("{profile:#}\n")))
+        moved.dedup();
+        Ok(moved)
     }
 
-    /// Runs `nodezero` with these arguments and a path at the end.
-    fn nodezero(&self, args: &[&str], last: &Path) -> Result<()> {
-        let mut command = nodezero(self.setting, args)?;
-        if self.dir.is_dir() {
-            command.current_dir(&self.dir);
+    /// Tells of each machine once when it begins to stand still, and where to look.
+    fn tell_still(&mut self, told: &mut [bool]) -> Result<()> {
+        for (machine, told) in self.machines.iter().zip(told) {
+            let now = machine.since();
+            let still = machine.follower.stands_still(now).is_some();
+            if still && !*told {
+                let console = machine.console();
+                let lines = [machine.follower.line(now), format!("  look at its console: {}", console.display())];
+                self.screen.say(&lines).context("writing to standard output")?;
+            }
+            *told = still;
         }
-        command.arg(last).env("NODEZERO_AGE_IDENTITY", &self.key).env("NODEZERO_DEMO_AUTH_KEY", AUTH_KEY);
-        let output = command.output().with_context(|| format!("running {command:?}"))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "nodezero {} ended with {}: {}", args.join(" "), output.status, said.trim());
         Ok(())
     }
-}
 
-fn nodezero(setting: &Setting, args: &[&str]) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("finding the running program")?);
-    setting.progress.say(&format!("nodezero {}", args.join(" ")));
-    command.args(&setting.options).args(args).stdin(Stdio::null());
-    Ok(command)
-}
-
-/// The image of a role. An unchanged one takes seconds.
-fn build(arguments: &Arguments, setting: &Setting, role: &str) -> Result<PathBuf> {
-    let mut command = nodezero(setting, &["build", role, "--platform", "vps", "--json"])?;
-    command.arg("--out").arg(&arguments.out).stderr(Stdio::inherit());
-    for component in &arguments.components {
-        command.args(["--component", component]);
+    /// How to reach the cluster, with what the registry says of it.
+    fn advice(&self, registered: Result<Listing>) -> Result<Vec<String>> {
+        let program = std::env::current_exe().context("finding the running program")?;
+        let mut lines = vec![String::new()];
+        match registered {
+            Ok(listing) => {
+                lines.extend(table::lines(&listing, Timestamp::now()));
+                lines.extend([String::new(), "the cluster is ready, until Ctrl-C:".to_owned()]);
+            }
+            Err(error) => {
+                lines.push(format!("warning: the consoles say ready, but {error:#}"));
+                let consoles = self.machines.iter().map(|machine| format!("  {}", machine.console().display()));
+                lines.extend(consoles);
+                lines.push("look for yourself, until Ctrl-C:".to_owned());
+            }
+        }
+        lines.extend([
+            String::new(),
+            format!("    export KUBECONFIG={}", self.kubeconfig.display()),
+            "    kubectl get nodes -o wide".to_owned(),
+            format!("    {} nodes", program.display()),
+            String::new(),
+        ]);
+        Ok(lines)
     }
-    let output = command.output().with_context(|| format!("running {command:?}"))?;
-    ensure!(output.status.success(), "building the image of {role} ended with {}", output.status);
-    let answer: Value = serde_json::from_slice(&output.stdout).context("reading what nodezero build answered")?;
-    let path = answer["outputs"][0]["path"].as_str().context("nodezero build named no image")?;
-    std::path::absolute(path).with_context(|| format!("finding {path}"))
+}
+
+/// The registry, once it says from outside that all are ready.
+async fn registered(kubeconfig: &Path) -> Result<Listing> {
+    let access = Access { kubeconfig: Some(kubeconfig.to_owned()), context: None };
+    let begin = Instant::now();
+    loop {
+        let found = ask(&access).await;
+        let why = match found {
+            Ok(Some(listing)) if is_whole(&listing) => return Ok(listing),
+            Ok(Some(listing)) => {
+                let said = table::lines(&listing, Timestamp::now());
+                anyhow!("the node registry says otherwise:\n{}", said.join("\n"))
+            }
+            Ok(None) => anyhow!("there is no node registry"),
+            Err(error) => error,
+        };
+        if begin.elapsed() > REGISTERED {
+            return Err(why.context(format!("after {} s", REGISTERED.as_secs())));
+        }
+        tokio::time::sleep(ASK).await;
+    }
+}
+
+async fn ask(access: &Access) -> Result<Option<Listing>> {
+    nodes::find(&access.cluster(Some(ANSWER)).await?).await
+}
+
+fn is_whole(listing: &Listing) -> bool {
+    let is_ready = |name: &str| listing.nodes.iter().any(|node| node.name == name && node.health == Health::Ready);
+    is_ready(CONTROL) && is_ready(WORKER)
 }
 
 /// Starts the mesh's control server. Gives its URL for guests, too.
@@ -321,42 +362,58 @@ fn start_mesh(program: &Path, dir: &Path) -> Result<(Owned, String)> {
     let mut command = guard::guarded(&command)?;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
     let mut server = Owned::start(&mut command).with_context(|| format!("running {}", program.display()))?;
-    let lines = lines_of(&mut server)?;
+    let lines = lines_of(&mut server, None)?;
     let line = lines.recv_timeout(LISTEN).context("waiting for the mesh's control server")?;
     let said: Value = serde_json::from_str(&line).with_context(|| format!("the control server said {line:?}"))?;
     let url = said["guest"].as_str().with_context(|| format!("the control server said {line:?}"))?.to_owned();
     Ok((server, url))
 }
 
-fn switch_on(machine: &Machine<'_>, setting: &Setting, dir: &Path) -> Result<Running> {
-    let command = machine.command(&setting.tools, &setting.progress, dir)?;
-    let log = fs::File::create(dir.join(format!("{}.qemu.log", machine.name))).context("creating QEMU's log")?;
-    let mut command = guard::guarded(&command)?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-    let mut qemu = Owned::start(&mut command).context("starting QEMU")?;
-    let lines = lines_of(&mut qemu)?;
-    Ok(Running { follower: Follower::new(machine.name), lines, on: Instant::now(), _qemu: qemu })
-}
-
-/// What a program writes to its standard output, line by line, from a thread that ends with it.
-fn lines_of(program: &mut Owned) -> Result<Receiver<String>> {
-    let stdout = program.stdout.take().context("a program's output is a pipe")?;
-    let (sender, lines): (Sender<String>, _) = channel();
-    thread::spawn(move || {
-        let mut reader = BufReader::new(stdout);
-        let mut line = Vec::new();
-        // A console carries any bytes.
-        while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
-                return;
-            }
-            line.clear();
-        }
-    });
-    Ok(lines)
-}
-
 fn free_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("looking for a free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_stay_and_the_rest_goes() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let dir = scratch.path().to_owned();
+        fs::create_dir_all(dir.join("worker-1")).expect("made");
+        fs::create_dir_all(dir.join("home/nodes")).expect("made");
+        for (name, content) in [
+            ("key", "AGE-SECRET-KEY"),
+            ("meshserver.log", ""),
+            ("home/nodes/a.yaml", "role: worker"),
+            ("worker-1/boot.qcow2", "x"),
+            ("worker-1/console.log", "nodezero: "),
+        ] {
+            fs::write(dir.join(name), content).expect("written");
+        }
+        let note = kept(scratch).expect("removed").expect("something is kept");
+        assert!(note.contains(&dir.display().to_string()), "{note}");
+        let left: Vec<PathBuf> = fs::read_dir(&dir).expect("there").map(|entry| entry.expect("read").path()).collect();
+        assert_eq!(left, [dir.join("worker-1")]);
+        assert_eq!(fs::read_dir(dir.join("worker-1")).expect("there").count(), 1);
+        fs::write(dir.join("worker-1/console.log"), "").expect("written");
+        keep_logs(&dir).expect("removed");
+        assert!(!dir.exists(), "where nothing was said, nothing stays");
+    }
+
+    #[test]
+    fn a_cluster_is_whole_when_both_are_ready() {
+        let entry = |name: &str, health: &str| {
+            (name.to_owned(), format!(r#"{{"name":"{name}","role":null,"health":"{health}"}}"#))
+        };
+        for (entries, expected) in [
+            (vec![entry(CONTROL, "ready"), entry(WORKER, "ready")], true),
+            (vec![entry(CONTROL, "ready"), entry(WORKER, "stuck")], false),
+            (vec![entry(CONTROL, "ready")], false),
+        ] {
+            assert_eq!(is_whole(&Listing::parse(&entries.into_iter().collect())), expected);
+        }
+    }
 }

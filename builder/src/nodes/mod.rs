@@ -128,7 +128,7 @@ pub fn run(command: &Command, json: bool) -> Result<ExitCode> {
 }
 
 /// The registry, if the control plane keeps one.
-async fn find(cluster: &Cluster) -> Result<Option<Listing>> {
+pub(crate) async fn find(cluster: &Cluster) -> Result<Option<Listing>> {
     let found: Option<ConfigMap> = cluster.find(&cluster.of(NAMESPACE), registry::NAME).await?;
     Ok(found.map(|map| Listing::parse(&map.data.unwrap_or_default())))
 }
