@@ -4,7 +4,8 @@
 //! - [`selector`] and [`size`]: the language in which disks are chosen;
 //! - [`inventory`]: what a machine says about its disks;
 //! - [`data_disks`]: what becomes of each disk, decided once for the node and for the operator; pure;
-//! - [`mark`]: by what a node knows its disks again.
+//! - [`mark`]: by what a node knows its disks again;
+//! - [`networkd`]: unit files of systemd-networkd.
 //!
 //! - `language` (with the feature of that name): profiles as the operator writes them, and their rendering to an
 //!   Ignition config. Nodes have no need of it.
@@ -14,6 +15,7 @@ pub mod inventory;
 #[cfg(feature = "language")]
 pub mod language;
 pub mod mark;
+pub mod networkd;
 pub mod node;
 mod problem;
 pub mod selector;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::model::SecretRef;
 use super::shape::join;
-use crate::node::join::is_label_key;
+use crate::node::join::{is_for_kubelet, is_label_key};
 use crate::problem::Findings;
 
 /// Settings that follow from the profile, and where they are said there.
@@ -100,31 +100,14 @@ pub(crate) fn reference(value: &Value) -> Option<SecretRef> {
     }
 }
 
-/// Labels of `kubernetes.io` and `k8s.io` that a kubelet may give its own Node
-/// ([NodeRestriction](https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction)).
-const KUBELET_LABELS: [&str; 9] = [
-    "kubernetes.io/hostname",
-    "kubernetes.io/arch",
-    "kubernetes.io/os",
-    "node.kubernetes.io/instance-type",
-    "topology.kubernetes.io/region",
-    "topology.kubernetes.io/zone",
-    "beta.kubernetes.io/instance-type",
-    "failure-domain.beta.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-];
-
 /// Why a label's key cannot be given, where it is a key.
 pub(crate) fn refuse_label(key: &str) -> Option<String> {
     let (prefix, _) = key.split_once('/')?;
     if !is_label_key(key) {
         return None;
     }
-    let within = |domain: &str| prefix == domain || prefix.ends_with(&format!(".{domain}"));
-    if within("nodezero.dev") {
+    if prefix == "nodezero.dev" || prefix.ends_with(".nodezero.dev") {
         return Some("labels of nodezero.dev follow from the profile".to_owned());
     }
-    let own = within("kubelet.kubernetes.io") || within("node.kubernetes.io") || KUBELET_LABELS.contains(&key);
-    let foreign = (within("kubernetes.io") || within("k8s.io")) && !own;
-    foreign.then(|| format!("a kubelet may not give its node labels of {prefix}, and would not start"))
+    (!is_for_kubelet(key)).then(|| format!("a kubelet may not give its node labels of {prefix}, and would not start"))
 }

@@ -455,6 +455,30 @@ fn is_label_name(name: &str) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
 }
 
+/// Labels of `kubernetes.io` and `k8s.io` that a kubelet may give its own Node, beside those of two domains.
+const KUBELET_LABELS: [&str; 9] = [
+    "kubernetes.io/hostname",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "node.kubernetes.io/instance-type",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+    "beta.kubernetes.io/instance-type",
+    "failure-domain.beta.kubernetes.io/region",
+    "failure-domain.beta.kubernetes.io/zone",
+];
+
+/// Whether a kubelet may give its own Node a label with this key, and take it away
+/// ([NodeRestriction](https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction)).
+#[must_use]
+pub fn is_for_kubelet(key: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    let within = |other: &str| domain.strip_suffix(other).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let reserved = within("kubernetes.io") || within("k8s.io");
+    let allowed = within("kubelet.kubernetes.io") || within("node.kubernetes.io") || KUBELET_LABELS.contains(&key);
+    !reserved || allowed
+}
+
 /// A taint as K3s takes it: `KEY[=VALUE]:EFFECT` (Kubernetes, "Taints and Tolerations").
 #[must_use]
 pub fn is_taint(taint: &str) -> bool {
@@ -514,6 +538,20 @@ mod tests {
             [("site", true), ("a.b/c_D.e", true), ("a/", false), ("/a", false), ("A.b/c", false), ("-a", false)]
         {
             assert_eq!(is_label_key(key), is, "{key}");
+        }
+        for (key, is) in [
+            ("kubernetes.io/hostname", true),
+            ("topology.kubernetes.io/zone", true),
+            ("x.node.kubernetes.io/a", true),
+            ("node-role.kubernetes.io/worker", false),
+            ("node-restriction.kubernetes.io/a", false),
+            ("kubernetes.io/a", false),
+            ("x.k8s.io/a", false),
+            ("notkubernetes.io/a", true),
+            ("node.longhorn.io/create-default-disk", true),
+            ("site", true),
+        ] {
+            assert_eq!(is_for_kubelet(key), is, "{key}");
         }
         for (taint, is) in [
             ("a=b:NoSchedule", true),

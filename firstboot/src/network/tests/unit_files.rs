@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use nodezero_profile::networkd::Unit;
+
 use super::super::plan::Pin;
 use super::super::types::InterfaceName;
-use super::super::units::{Unit, render_units, write_units};
+use super::super::units::{render_units, write_units};
 use super::config;
 
 /// All files in one text, without the first line that each has.

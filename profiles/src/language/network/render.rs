@@ -1,136 +1,67 @@
 //! The network in the words of systemd-networkd and of dracut.cmdline(7).
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use super::{Interface, Made, Network, Route};
+use super::{Interface, Made, Network};
+use crate::networkd::{self, Files, Found, Link, Routers, Unit};
 
-/// The first line of every unit file.
+/// The first line of every file.
 const HEADER: &str = "# Rendered by nodezero from this node's profile.\n";
-/// What tells devices from links that are made.
-const DEVICE: &str = "Kind=!*";
-
-/// A unit file of systemd-networkd.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Unit {
-    /// Its name, without directory.
-    pub(crate) name: String,
-    /// Its content.
-    pub(crate) content: String,
-}
 
 /// The unit files, sorted by name. They have the names that the first stage gives to the files that it makes of words,
 /// and lie in `/etc`, so that they count before those.
 pub(crate) fn units(network: &Network) -> Vec<Unit> {
-    let mut units = Vec::new();
+    let mut files = Files::new(HEADER);
     for (name, interface) in &network.interfaces {
-        let mut add = |suffix: &str, text: Text| {
-            units.push(Unit { name: format!("70-nodezero-{name}.{suffix}"), content: text.0 });
+        let found = match &interface.mac {
+            Some(mac) => Found::Permanent(mac.clone()),
+            None => Found::Name(name.clone()),
         };
-        if let Some(mac) = &interface.mac {
-            let mut text = Text::new();
-            text.section("Match", [format!("PermanentMACAddress={mac}"), DEVICE.to_owned()]);
-            text.section("Link", [format!("Name={name}")]);
-            add("link", text);
+        if interface.mac.is_some() {
+            files.rename(name, &found);
         }
-        if let Some(text) = netdev(name, interface) {
-            add("netdev", text);
+        let made = match &interface.made {
+            Made::Device => None,
+            Made::Vlan { id, .. } => Some(networkd::Made::Vlan(*id)),
+            Made::Bond { mode, miimon, .. } => {
+                Some(networkd::Made::Bond(vec![format!("Mode={}", mode.name()), format!("MIIMonitorSec={miimon}ms")]))
+            }
+        };
+        if let Some(made) = &made {
+            files.make(name, made, interface.mtu, None);
         }
-        add("network", network_unit(network, name, interface));
+        files.configure(name, &found, &link(network, name, interface), made.is_some());
     }
-    let mut text = Text::new();
-    text.section("Match", ["Type=ether".to_owned(), DEVICE.to_owned()]);
-    text.section("Link", ["Unmanaged=yes".to_owned()]);
-    units.push(Unit { name: "71-nodezero-any.network".to_owned(), content: text.0 });
-    units.sort_by(|one, other| one.name.cmp(&other.name));
-    units
+    files.configure_others(None);
+    files.into_units()
 }
 
-/// The text of a file, section by section.
-struct Text(String);
-
-impl Text {
-    fn new() -> Self {
-        Self(HEADER.to_owned())
-    }
-
-    /// A section, unless it would be empty.
-    fn section(&mut self, name: &str, lines: impl IntoIterator<Item = String>) {
-        let mut lines = lines.into_iter().peekable();
-        if lines.peek().is_some() {
-            write!(self.0, "\n[{name}]\n").expect("a string takes everything");
-            lines.for_each(|line| self.0 += &format!("{line}\n"));
-        }
-    }
-}
-
-fn mtu_line(interface: &Interface) -> Option<String> {
-    interface.mtu.map(|mtu| format!("MTUBytes={mtu}"))
-}
-
-/// A link that is made.
-fn netdev(name: &str, interface: &Interface) -> Option<Text> {
-    let mut text = Text::new();
-    let mut head = |kind: &str| {
-        let lines = [format!("Name={name}"), format!("Kind={kind}")];
-        text.section("NetDev", lines.into_iter().chain(mtu_line(interface)));
-    };
-    match &interface.made {
-        Made::Device => return None,
-        Made::Vlan { id, .. } => {
-            head("vlan");
-            text.section("VLAN", [format!("Id={id}")]);
-        }
-        Made::Bond { mode, miimon, .. } => {
-            head("bond");
-            text.section("Bond", [format!("Mode={}", mode.name()), format!("MIIMonitorSec={miimon}ms")]);
-        }
-    }
-    Some(text)
-}
-
-fn network_unit(network: &Network, name: &str, interface: &Interface) -> Text {
-    let mut text = Text::new();
-    match &interface.mac {
-        Some(mac) => text.section("Match", [format!("PermanentMACAddress={mac}"), DEVICE.to_owned()]),
-        None => text.section("Match", [format!("Name={name}")]),
-    }
-    if interface.made == Made::Device {
-        text.section("Link", mtu_line(interface));
-    }
-    let mut lines = vec![
-        format!("DHCP={}", if interface.dhcp { "ipv4" } else { "no" }),
-        // Said either way, for the cluster makes the machine forward packets.
-        format!("IPv6AcceptRA={}", if interface.ipv6_auto { "yes" } else { "no" }),
-        "LLMNR=no".to_owned(),
-        "MulticastDNS=no".to_owned(),
-    ];
-    if interface.is_addressed() {
-        lines.extend(network.nameservers.iter().map(|server| format!("DNS={server}")));
-    }
-    lines.extend(network.interfaces.iter().filter_map(|(other, link)| match &link.made {
+fn link(network: &Network, name: &str, interface: &Interface) -> Link {
+    let vlans = network.interfaces.iter().filter_map(|(other, link)| match &link.made {
         Made::Vlan { on, .. } if on == name => Some(format!("VLAN={other}")),
         Made::Device | Made::Vlan { .. } | Made::Bond { .. } => None,
-    }));
-    lines.extend(network.bond_of(name).map(|bond| format!("Bond={bond}")));
-    text.section("Network", lines);
-    if interface.dhcp {
-        let lines = ["ClientIdentifier=mac", "UseHostname=no"].map(str::to_owned);
-        text.section("DHCPv4", lines.into_iter().chain(interface.mtu.is_none().then(|| "UseMTU=yes".to_owned())));
+    });
+    let bond = network.bond_of(name).map(|bond| format!("Bond={bond}"));
+    Link {
+        mtu: interface.mtu,
+        dhcp4: interface.dhcp,
+        // Said either way, for the cluster makes the machine forward packets.
+        routers: if interface.ipv6_auto { Routers::Heard } else { Routers::Unheard },
+        nameservers: if interface.is_addressed() { network.nameservers.clone() } else { Vec::new() },
+        uses: vlans.chain(bond).collect(),
+        addresses: interface
+            .addresses
+            .iter()
+            .map(|own| (format!("{}/{}", own.address, own.network.prefix()), None))
+            .collect(),
+        routes: interface.routes.iter().map(route).collect(),
+        ..Link::default()
     }
-    for own in &interface.addresses {
-        text.section("Address", [format!("Address={}/{}", own.address, own.network.prefix())]);
-    }
-    for route in &interface.routes {
-        text.section("Route", route_lines(route));
-    }
-    text
 }
 
-fn route_lines(route: &Route) -> impl Iterator<Item = String> {
-    let to = route.to.map(|to| format!("Destination={to}"));
-    let via = route.via.map(|via| format!("Gateway={via}"));
-    to.into_iter().chain(via).chain(route.on_link.then(|| "GatewayOnLink=yes".to_owned()))
+fn route(route: &super::Route) -> networkd::Route {
+    let destination = route.to.map(|to| to.to_string());
+    networkd::Route { destination, gateway: route.via, on_link: route.on_link }
 }
 
 /// The same in the first stage's words, one on each line.
