@@ -1,7 +1,8 @@
 //! Finding the configuration, and bringing up the network where that or the configuration needs it.
 //!
 //! Drivers of network devices and of drives that are not the own disk come from the verified root, which has all of
-//! them; so the initrd needs none. What the network was told is laid into `/run/systemd/network`, so that the running
+//! them; so the initrd needs none. Where there is USB, drives are given some seconds to appear: a hub asks its ports one by
+//! one, and a stick is left alone for its first second. What the network was told is laid into `/run/systemd/network`, so that the running
 //! system goes on with the same.
 
 use std::cell::{OnceCell, RefCell};
@@ -13,10 +14,12 @@ use anyhow::Context;
 
 use super::modules::{Loader, ModuleIndex};
 use super::own_disk::OwnDisk;
+use super::uevents::Uevents;
 use super::{SYSROOT, modules_directory};
 use crate::boot::{ConfigOrigin, RUN_DIRECTORY};
 use crate::cmdline::Cmdline;
 use crate::console;
+use crate::disks;
 use crate::ignition::config::types;
 use crate::network::{self, NetworkConfig, Up};
 use crate::sources::{self, Found, KernelMounts, Local, Patience, SourceEnv};
@@ -26,6 +29,9 @@ use crate::summary::{Failure, OrFail};
 const NETWORK_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a device that the kernel command line names may take to appear.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(60);
+/// Behind USB all drives are there when nothing has appeared for this long, and how long that is waited for at most.
+const USB_QUIET: Duration = Duration::from_millis(2500);
+const USB_PATIENCE: Duration = Duration::from_secs(15);
 /// Where systemd-networkd finds what one boot alone has.
 const NETWORK_UNITS: &str = "/run/systemd/network";
 /// Where names are looked up until systemd-resolved takes over: in the initrd, and in the new root, whose
@@ -65,7 +71,7 @@ impl<'a> Finder<'a> {
             patience: Patience::default(),
             metadata: None,
             nearest_only: configured,
-            reveal_drives: &|| self.load_drivers(&["fs-iso9660", "fs-vfat", "fs-ext4"]),
+            reveal_drives: &|| self.reveal_drives(),
             say: &|line| console::say(&format!("nodezero: {line}")),
         };
         let local = sources::local(&env).or_fail(BROKEN, CORRECT)?;
@@ -186,8 +192,25 @@ impl<'a> Finder<'a> {
         )
     }
 
-    /// Loads modules by name, and the drivers of all devices.
-    fn load_drivers(&self, names: &[&str]) {
+    /// Brings all drives into view, and loads what mounts them.
+    fn reveal_drives(&self) {
+        let mut events = Uevents::listen();
+        let mut loader = self.load_drivers(&["fs-iso9660", "fs-vfat", "fs-ext4"]);
+        let sys = Path::new("/sys");
+        let has_usb = fs::read_dir(sys.join("bus/usb/devices")).is_ok_and(|mut devices| devices.next().is_some());
+        if has_usb {
+            let mut shown = disks::shown();
+            await_quiet(USB_QUIET, USB_PATIENCE, |deadline| {
+                events.wait(deadline);
+                let before = std::mem::replace(&mut shown, disks::shown());
+                loader.load_all(sys) > 0 || before != shown
+            });
+        }
+        console::to_kernel_log(&loader.take_log().join("\n"));
+    }
+
+    /// Loads modules by name, and the drivers of all devices. Gives what goes on with devices that appear later.
+    fn load_drivers(&self, names: &[&str]) -> Loader<'_> {
         let index = self.index.get_or_init(|| {
             let directory = modules_directory();
             ModuleIndex::read(&Path::new(SYSROOT).join(directory.strip_prefix("/").unwrap_or(&directory)))
@@ -198,8 +221,49 @@ impl<'a> Finder<'a> {
         }
         loader.load_all(Path::new("/sys"));
         console::to_kernel_log(&loader.take_log().join("\n"));
+        loader
+    }
+}
+
+/// Looks again and again, until nothing has changed for `quiet`, or `patience` is over. `look` waits a little first, not
+/// past the given moment, and tells whether something changed.
+fn await_quiet(quiet: Duration, patience: Duration, mut look: impl FnMut(Instant) -> bool) {
+    let begin = Instant::now();
+    let mut since = begin;
+    loop {
+        let deadline = (since + quiet).min(begin + patience);
+        if Instant::now() >= deadline {
+            return;
+        }
+        if look(deadline) {
+            since = Instant::now();
+        }
     }
 }
 
 const BROKEN: &str = "the configuration cannot be read";
 const CORRECT: &str = "correct it, or remove it to start in maintenance mode, and restart";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_late_is_waited_for_but_not_for_ever() {
+        let (quiet, pause) = (Duration::from_millis(200), Duration::from_millis(20));
+        for (case, changes, patience, least) in [
+            ("nothing comes", 0, Duration::from_secs(60), quiet),
+            ("five come one after the other", 5, Duration::from_secs(60), quiet + 5 * pause),
+            ("it never ends", usize::MAX, Duration::from_millis(400), Duration::from_millis(400)),
+        ] {
+            let (begin, mut seen) = (Instant::now(), 0);
+            await_quiet(quiet, patience, |deadline| {
+                std::thread::sleep(pause.min(deadline.saturating_duration_since(Instant::now())));
+                seen += 1;
+                seen <= changes
+            });
+            assert!(begin.elapsed() >= least, "{case}: {:?}", begin.elapsed());
+            assert!(begin.elapsed() < Duration::from_secs(30) && seen > changes.min(5), "{case}: {seen}");
+        }
+    }
+}

@@ -222,12 +222,14 @@ impl<'a> Loader<'a> {
         Self { network: true, ..Self::new(index, cmdline) }
     }
 
-    /// Loads the drivers of everything that `sys` shows, until nothing new comes into view.
-    pub(crate) fn load_all(&mut self, sys: &Path) {
-        self.look_for_devices(sys);
+    /// Loads the drivers of everything that `sys` shows, until nothing new comes into view. Gives the number of
+    /// modaliases that were new.
+    pub(crate) fn load_all(&mut self, sys: &Path) -> usize {
+        let mut new = self.look_for_devices(sys);
         while self.load_next() {
-            self.look_for_devices(sys);
+            new += self.look_for_devices(sys);
         }
+        new
     }
 
     /// Loads what a name or alias stands for, with dependencies. Whether anything stands for it, or the kernel has
