@@ -29,6 +29,8 @@ pub(crate) enum Invocation {
     Run,
     /// Keep the node registry.
     Registry,
+    /// Say that this edge node is alive.
+    Seen,
     /// Print what the service found.
     Status {
         /// As JSON.
@@ -54,6 +56,7 @@ pub(crate) struct UsageError(String);
 pub(crate) const USAGE: &str = "\
 usage: nodezero-firstboot run                  make this node what its configuration says; the service of systemd
        nodezero-firstboot registry             keep the registry of nodes; the service of control nodes
+       nodezero-firstboot seen                 tell the registry that this edge node is alive; what its timer runs
        nodezero-firstboot status [--json]      what the service found and did
        nodezero-firstboot inventory [--json]   this machine's disks; as JSON also what is on them
        nodezero-firstboot ignition FLAGS       run one stage of Ignition; -help lists the flags
@@ -99,6 +102,7 @@ impl Invocation {
         match words[..] {
             ["run"] => Ok(Self::Run),
             ["registry"] => Ok(Self::Registry),
+            ["seen"] => Ok(Self::Seen),
             ["status"] => Ok(Self::Status { json: false }),
             ["status", "--json"] => Ok(Self::Status { json: true }),
             ["inventory"] => Ok(Self::Inventory { json: false }),
@@ -122,6 +126,7 @@ mod tests {
             ("/sbin/modprobe -q -- fs-vfat", Ok(Invocation::Modprobe { modules: vec!["fs-vfat".into()] })),
             ("nodezero-firstboot run", Ok(Invocation::Run)),
             ("nodezero-firstboot registry", Ok(Invocation::Registry)),
+            ("nodezero-firstboot seen", Ok(Invocation::Seen)),
             ("nodezero-firstboot status --json", Ok(Invocation::Status { json: true })),
             ("ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),
             ("nodezero-firstboot ignition -version", Ok(Invocation::Ignition { arguments: vec!["-version".into()] })),

@@ -2,7 +2,8 @@
 //!
 //! - as `init` it is the first stage, in the initrd: [`init`];
 //! - as `modprobe` it loads modules that the kernel asks for meanwhile;
-//! - `run` is the first-boot service under systemd: [`run`]; `registry` is one of control nodes: [`registry`];
+//! - `run` is the first-boot service under systemd: [`run`]; `registry` is one of control nodes: [`registry`]; `seen` is
+//!   what a timer of edge nodes runs: [`registration::seen`];
 //! - as `ignition` it runs one of Ignition's stages, as `ignition-validate` it validates configs: [`ignition`];
 //! - `status` and `inventory` print what it knows.
 //!
@@ -65,6 +66,7 @@ fn perform(invocation: Invocation) -> anyhow::Result<ExitCode> {
         Invocation::IgnitionValidate { arguments } => return Ok(ignition::config::validate_main(&arguments)),
         Invocation::Run => run::main()?,
         Invocation::Registry => registry::main()?,
+        Invocation::Seen => registration::seen::main()?,
         Invocation::Status { json: true } => print_json(&Status::read()?)?,
         Invocation::Status { json: false } => println!("{}", Status::read()?),
         Invocation::Inventory { json: true } => print_json(&data_disks::inventory())?,

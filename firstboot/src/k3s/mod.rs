@@ -29,7 +29,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use nodezero_profile::Role;
 use nodezero_profile::node::Node;
-use nodezero_profile::node::join::Cluster as Membership;
+use nodezero_profile::node::join::{Cluster as Membership, Server};
 
 use self::config::Place;
 use self::host::{Host, System};
@@ -76,6 +76,40 @@ impl Mesh for Joined {
 
     fn resolve(&self, journal: &mut Journal, name: &str) -> Result<IpAddr, Failure> {
         mesh::resolve(journal, name)
+    }
+}
+
+/// Where the API of a server is: a node is found in the mesh, a host name by DNS. `what` cannot be done without it, and
+/// `setting` is where the profile names it.
+///
+/// # Errors
+/// When it is not found; it may come later.
+pub(crate) fn locate(
+    server: &Server,
+    mesh: &dyn Mesh,
+    journal: &mut Journal,
+    what: &str,
+    setting: &str,
+) -> Result<Endpoint, Failure> {
+    let resolve = |name: &str| mesh.resolve(journal, name).map_err(Unresolved::Mesh);
+    Endpoint::of(server, resolve).map_err(|unresolved| match unresolved {
+        Unresolved::Mesh(failure) => failure,
+        Unresolved::Name(error) => {
+            let remedy = format!("check {setting} of the profile, and that this network has DNS");
+            Failure::new(what, format!("{error:#}"), remedy).retrying()
+        }
+    })
+}
+
+/// Why a server's address is not known.
+enum Unresolved {
+    Mesh(Failure),
+    Name(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Unresolved {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Name(error)
     }
 }
 
@@ -143,14 +177,14 @@ impl Cluster {
 
     /// Writes K3s' configuration, if it changed.
     fn configure(&mut self, journal: &mut Journal) -> Result<bool, Failure> {
+        let (what, setting) = ("the server to join is not found", "cluster.server");
         let server = self.membership.server.as_ref();
-        let resolve = |name: &str| self.mesh.resolve(journal, name).map_err(Unresolved::Mesh);
-        let server = server.map(|server| Endpoint::of(server, resolve)).transpose();
-        self.server = server.map_err(Unresolved::into_failure)?;
+        let server = server.map(|server| locate(server, &*self.mesh, journal, what, setting));
+        self.server = server.transpose()?;
         let address = self.mesh.address(journal)?;
         // K3s finds a host name by itself, and the certificate is for that name.
         let url = match (&self.membership.server, &self.server) {
-            (Some(nodezero_profile::node::join::Server::Url(url)), _) => Some(url.clone()),
+            (Some(Server::Url(url)), _) => Some(url.clone()),
             (_, endpoint) => endpoint.as_ref().map(Endpoint::url),
         };
         let place = Place { node: &self.node, cluster: &self.membership, address, server: url };
@@ -166,30 +200,6 @@ impl Cluster {
             Ok(true)
         };
         write().or_fail(WHAT, "look whether `state` is full, and restart")
-    }
-}
-
-/// Why a server's address is not known.
-enum Unresolved {
-    Mesh(Failure),
-    Name(anyhow::Error),
-}
-
-impl From<anyhow::Error> for Unresolved {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Name(error)
-    }
-}
-
-impl Unresolved {
-    fn into_failure(self) -> Failure {
-        match self {
-            Self::Mesh(failure) => failure,
-            Self::Name(error) => {
-                let remedy = "check cluster.server of the profile, and that this network has DNS";
-                Failure::new("the server to join is not found", format!("{error:#}"), remedy).retrying()
-            }
-        }
     }
 }
 

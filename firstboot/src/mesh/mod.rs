@@ -34,6 +34,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::Context;
 use nodezero_profile::node::Node;
 use nodezero_profile::node::join;
 
@@ -101,6 +102,17 @@ fn resolve_at(api: &LocalApi, journal: &mut Journal, name: &str) -> Result<IpAdd
             Err(missing(format!("none of {} other machines is called so; tailscaled is {state}", status.peers.len())))
         }
     }
+}
+
+/// The address that tailscaled knows now of the node with this name, for who keeps no journal.
+///
+/// # Errors
+/// When tailscaled does not answer, or knows none or more than one.
+pub(crate) fn find(name: &str) -> anyhow::Result<IpAddr> {
+    let status = LocalApi::at(Path::new(SOCKET)).status()?;
+    let found = status.find(name).map(|addresses| addresses.first().copied());
+    let missing = || format!("the mesh address of {name} is not known; tailscaled is {}", status.state);
+    found.ok().flatten().with_context(missing)
 }
 
 /// Records addresses as if the step had.

@@ -10,7 +10,11 @@
 //! nothing, and nothing of others is touched. The kubelet's credentials may change this node's object and no other
 //! (Kubernetes' [NodeRestriction]); an edge's token may do what its Role says by the names of its objects.
 //!
-//! At which step a node is stuck is told by [`publish`], as far as there are credentials.
+//! A changed profile counts at the next start: labels and annotations that it no longer gives go away. Taints are not for a
+//! kubelet to change: [`taints`].
+//!
+//! At which step a node is stuck is told by [`publish`], as far as there are credentials. That an edge is alive is told by
+//! [`seen`].
 //!
 //! [NodeRestriction]: https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction
 
@@ -22,6 +26,8 @@ pub(crate) mod node;
 pub(crate) mod publish;
 #[cfg(test)]
 mod real_tests;
+pub(crate) mod seen;
+mod taints;
 #[cfg(test)]
 mod tests;
 
@@ -34,8 +40,8 @@ use nodezero_profile::node::join::Registration as Where;
 pub(crate) use self::facts::{DiskFact, Facts};
 use self::publish::{Object, Target};
 use crate::data_disks;
-use crate::k3s::{ADMIN, Joined, KUBELET, Mesh};
-use crate::kubernetes::{Access, ApiError, Connection, Endpoint};
+use crate::k3s::{self, ADMIN, Joined, KUBELET, Mesh};
+use crate::kubernetes::{Access, ApiError, Connection};
 use crate::run::journal::Journal;
 use crate::run::step::{Check, Step};
 use crate::summary::{Failure, OrFail};
@@ -66,6 +72,7 @@ pub(crate) struct Registration {
     services: Box<dyn control::Services>,
     disks: Box<Disks>,
     target: Target,
+    warnings: Vec<String>,
 }
 
 impl Registration {
@@ -87,6 +94,7 @@ impl Registration {
             services: Box::new(control::Systemd),
             disks: Box::new(data_disks::prepared),
             target,
+            warnings: Vec::new(),
         })
     }
 
@@ -104,14 +112,7 @@ impl Registration {
     }
 
     fn edge_access(&self, place: &Where, journal: &mut Journal) -> Result<Access, Failure> {
-        let resolve = |name: &str| self.mesh.resolve(journal, name).map_err(Unresolved::Mesh);
-        let endpoint = Endpoint::of(&place.server, resolve).map_err(|unresolved| match unresolved {
-            Unresolved::Mesh(failure) => failure,
-            Unresolved::Name(error) => {
-                let remedy = "check registration.server of the profile, and that this network has DNS";
-                Failure::new(WHAT, format!("{error:#}"), remedy).retrying()
-            }
-        })?;
+        let endpoint = k3s::locate(&place.server, &*self.mesh, journal, WHAT, "registration.server")?;
         let (authority, token_file) = (place.certificate_authority.clone(), place.token_file.clone());
         Ok(Access::Token { endpoint, authority, token_file })
     }
@@ -149,27 +150,44 @@ impl Registration {
     fn register(&mut self, journal: &mut Journal) -> Result<String, Failure> {
         let (facts, disks) = self.facts(journal)?;
         match self.way.clone() {
-            Way::Kubelet { is_control } => {
-                let desired = node::Desired::of(&self.node, &facts, &disks);
-                let open = Connection::open(&self.kubelet);
-                let done = open.and_then(|connection| node::apply(&connection, &self.node.name, &desired));
-                let changed = done.map_err(|error| self.failure(&error))?;
-                if is_control {
-                    self.establish()?;
-                }
-                Ok(said(changed, "the Node", disks.len()))
-            }
-            Way::Edge(place) => {
-                let access = self.edge_access(&place, journal)?;
-                let name = edge::object_name(&self.node.name);
-                self.target.set(access.clone(), Object::ConfigMap(name));
-                let open = Connection::open(&access);
-                let done = open.and_then(|connection| edge::apply(&connection, &facts));
-                let edge::Applied { changed, has_routes } = done.map_err(|error| self.failure(&error))?;
-                let routes = if has_routes { "its routes are there" } else { "it has no routes yet" };
-                Ok(format!("{}; {routes}", said(changed, "the registration", 0)))
-            }
+            Way::Kubelet { is_control } => self.register_node(&facts, &disks, is_control),
+            Way::Edge(place) => self.register_edge(&facts, &place, journal),
         }
+    }
+
+    fn register_node(
+        &mut self,
+        facts: &Facts,
+        disks: &[data_disks::Prepared],
+        is_control: bool,
+    ) -> Result<String, Failure> {
+        let desired = node::Desired::of(&self.node, facts, disks);
+        if is_control {
+            let open = Connection::open(&Access::file(&self.admin));
+            let mended = open.and_then(|connection| taints::mend(&connection, &self.node));
+            mended.map_err(|error| self.failure(&error))?;
+        }
+        let open = Connection::open(&self.kubelet);
+        let done = open.and_then(|connection| node::apply(&connection, &self.node, &desired));
+        let node::Applied { changed, drift } = done.map_err(|error| self.failure(&error))?;
+        self.warnings = drift.warning(&self.node.name).into_iter().collect();
+        if is_control {
+            self.establish()?;
+        }
+        Ok(said(changed, "the Node", disks.len()))
+    }
+
+    fn register_edge(&mut self, facts: &Facts, place: &Where, journal: &mut Journal) -> Result<String, Failure> {
+        let access = self.edge_access(place, journal)?;
+        let name = edge::object_name(&self.node.name);
+        self.target.set(access.clone(), Object::ConfigMap(name));
+        let open = Connection::open(&access);
+        let done = open.and_then(|connection| edge::apply(&connection, facts));
+        let edge::Applied { changed, has_routes } = done.map_err(|error| self.failure(&error))?;
+        let started = self.services.start(seen::TIMER);
+        started.or_fail("this node cannot go on saying that it is alive", "report this with the image's version")?;
+        let routes = if has_routes { "its routes are there" } else { "it has no routes yet" };
+        Ok(format!("{}; {routes}", said(changed, "the registration", 0)))
     }
 
     /// What only a control node does: it sees to it that there is a registry, and that it runs.
@@ -180,18 +198,6 @@ impl Registration {
         let token = token.map_err(|error| self.failure(&error))?;
         let started = control::start(&*self.services, &authority, &token);
         started.or_fail("the node registry cannot be started", "look at the log of nodezero-registry.service")
-    }
-}
-
-/// Why a server's address is not known.
-enum Unresolved {
-    Mesh(Failure),
-    Name(anyhow::Error),
-}
-
-impl From<anyhow::Error> for Unresolved {
-    fn from(error: anyhow::Error) -> Self {
-        Self::Name(error)
     }
 }
 
@@ -227,5 +233,9 @@ impl Step for Registration {
     /// The API has answered each write with what it keeps.
     fn verify(&mut self, journal: &Journal) -> Result<String, Failure> {
         Ok(format!("{} is registered at {}", self.node.name, self.mesh.address(journal)?))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 }

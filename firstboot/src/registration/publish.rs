@@ -31,7 +31,7 @@ pub(crate) const ANNOTATION: &str = "nodezero.dev/status";
 /// The key of an edge's ConfigMap.
 pub(crate) const KEY: &str = "status";
 /// Apart from the step's own manager, so that neither takes away what the other said.
-const MANAGER: &str = "nodezero-status";
+pub(super) const MANAGER: &str = "nodezero-status";
 /// The longest text that is told, in characters.
 const TEXT_LIMIT: usize = 1000;
 /// How often it is tried to tell that all is well.
@@ -57,7 +57,7 @@ pub(crate) struct Told {
     pub(crate) step: String,
     /// How it is.
     pub(crate) state: State,
-    /// What is the matter, and why.
+    /// What is the matter, and why. Where all steps are done: what is not as it should be nevertheless.
     pub(crate) message: String,
     /// What to do.
     pub(crate) remedy: String,
@@ -69,19 +69,23 @@ impl Told {
     /// A step that failed.
     pub(crate) fn failed(step: &str, failure: &Failure) -> Self {
         let state = if failure.is_retried() { State::Waiting } else { State::Failed };
-        let bounded = |text: &str| text.chars().take(TEXT_LIMIT).collect::<String>();
         let message = bounded(&format!("{}: {}", failure.what(), failure.why()));
         Self { step: step.to_owned(), state, message, remedy: bounded(failure.remedy()), at: now() }
     }
 
-    /// All steps are done.
-    fn ready(step: &str) -> Self {
-        let none = String::new();
-        Self { step: step.to_owned(), state: State::Ready, message: none.clone(), remedy: none, at: now() }
+    /// All steps are done; `warnings` are what is not as it should be nevertheless.
+    fn ready(step: &str, warnings: &[String]) -> Self {
+        let message = bounded(&warnings.join("; "));
+        Self { step: step.to_owned(), state: State::Ready, message, remedy: String::new(), at: now() }
     }
 }
 
-fn now() -> String {
+fn bounded(text: &str) -> String {
+    text.chars().take(TEXT_LIMIT).collect()
+}
+
+/// The time, as this node has it (RFC 3339).
+pub(super) fn now() -> String {
     jiff::Timestamp::now().strftime("%FT%TZ").to_string()
 }
 
@@ -123,9 +127,9 @@ impl Target {
         }
     }
 
-    /// Tells that all steps are done, `step` the last. Gives what came in between.
-    pub(crate) fn publish_ready(&self, step: &str) -> Option<String> {
-        let told = Told::ready(step);
+    /// Tells that all steps are done, `step` the last, with `warnings`. Gives what came in between.
+    pub(crate) fn publish_ready(&self, step: &str, warnings: &[String]) -> Option<String> {
+        let told = Told::ready(step, warnings);
         let mut error = self.publish(&told);
         for _ in 1..READY_TRIES {
             error.as_ref()?;
@@ -197,7 +201,7 @@ mod tests {
         ] {
             target.set(fake.access(), object);
             assert_eq!(target.publish(&Told::failed("cluster", &failure)), None);
-            assert_eq!(target.publish_ready("confirm"), None);
+            assert_eq!(target.publish_ready("confirm", &["the clock".into(), "taints".into()]), None);
             let applied: Vec<_> = fake.applied().into_iter().filter(|(at, ..)| at == path).collect();
             let told = |body: &serde_json::Value| -> Told {
                 let text = body["metadata"]["annotations"][ANNOTATION].as_str().or(body["data"][KEY].as_str());
@@ -206,7 +210,8 @@ mod tests {
             let (first, last) = (told(&applied[0].2), told(&applied[1].2));
             assert_eq!((first.step.as_str(), first.state, first.remedy.as_str()), ("cluster", State::Failed, "look"));
             assert!(first.message.starts_with("no disk: why") && first.message.len() <= TEXT_LIMIT);
-            assert_eq!((last.step.as_str(), last.state), ("confirm", State::Ready));
+            let said = (last.step.as_str(), last.state, last.message.as_str());
+            assert_eq!(said, ("confirm", State::Ready, "the clock; taints"));
             assert_eq!(applied[0].1, MANAGER);
         }
     }

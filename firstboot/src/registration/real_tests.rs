@@ -14,7 +14,7 @@ use serde_json::json;
 use super::tests::{Rig, cluster_node, prepared, rig};
 use super::*;
 use crate::kubernetes::fake::{Fake, Reply};
-use crate::kubernetes::{NAMESPACE, REGISTRY, as_manager, authority_of};
+use crate::kubernetes::{Endpoint, NAMESPACE, REGISTRY, as_manager, authority_of};
 
 /// The operator's kubeconfig, where there is a cluster.
 fn cluster() -> Option<PathBuf> {
@@ -44,7 +44,7 @@ fn registered(admin: &std::path::Path, kubelet: &std::path::Path, node: &str) ->
     rig.run().expect("registered");
     assert_eq!(rig.run().expect("registered"), "the Node is as it shall be, with one data disk");
     rig.target.set(Access::file(kubelet), Object::Node(node.to_owned()));
-    assert_eq!(rig.target.publish_ready("confirm"), None);
+    assert_eq!(rig.target.publish_ready("confirm", &[]), None);
     assert_eq!(rig.run().expect("registered"), "the Node is as it shall be, with one data disk", "its status stays");
     rig
 }
@@ -117,7 +117,7 @@ fn an_edge_writes_its_object_and_nothing_else() {
     let mut rig = rig(&json.to_string(), Fake::start(|_| Reply::status(500, "")), vec![]);
     rig.run().expect("registered");
     assert_eq!(rig.run().expect("registered"), "the registration is as it shall be; it has no routes yet");
-    assert_eq!(rig.target.publish_ready("confirm"), None);
+    assert_eq!(rig.target.publish_ready("confirm", &[]), None);
     let endpoint = Endpoint { address: ([127, 0, 0, 1], 6443).into(), name: None };
     let authority = authority_of(&admin).expect("there");
     let edge = Connection::open(&Access::Token { endpoint, authority, token_file }).expect("usable");

@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex};
 use nodezero_profile::inventory::Transport;
 use serde_json::{Value, json};
 
+use super::publish::Told;
 use super::*;
 use crate::data_disks::Prepared;
 use crate::kubernetes::fake::{Fake, Reply, Request};
+use crate::registry::derive::{Health, derive};
 
 /// A disk that was sold as 18 TB.
 pub(super) fn prepared(name: &str) -> Prepared {
@@ -230,17 +232,18 @@ fn an_edge_writes_its_one_object() {
     let fake = Fake::start_tls(keeping(known(&[PLACE, ROUTES])));
     let json = edge_node(&fake, directory.path());
     let mut rig = rig(&json, fake, vec![]);
-    assert_eq!(rig.target.publish_ready("x"), None, "it has no place yet");
+    assert_eq!(rig.target.publish_ready("x", &[]), None, "it has no place yet");
     assert_eq!(rig.run().expect("registered"), "the registration is written; its routes are there");
     let (path, _, body) = rig.fake.applied().pop().expect("applied");
     assert_eq!(path, PLACE);
     let written: edge::Written =
         serde_json::from_str(body["data"]["registration"].as_str().expect("text")).expect("JSON");
     assert_eq!((written.facts.name.as_str(), written.facts.role), ("edge-1", Role::Edge));
+    assert_eq!(*rig.noted.0.borrow(), ["start nodezero-seen.timer"], "from now on it says that it is alive");
     assert_eq!(rig.run().expect("registered"), "the registration is as it shall be; its routes are there");
     assert_eq!(rig.fake.applied().len(), 1);
     assert!(rig.fake.requests().iter().all(|request| request.authorization.as_deref() == Some("Bearer narrow")));
-    assert_eq!(rig.target.publish_ready("confirm"), None);
+    assert_eq!(rig.target.publish_ready("confirm", &[]), None);
     assert_eq!(rig.fake.applied().len(), 2, "its status has a place now");
     drop(rig.directory);
 }
@@ -267,6 +270,81 @@ fn what_keeps_an_edge_from_registering_has_its_remedy() {
     std::fs::remove_file(directory.path().join("token")).expect("removed");
     let failure = rig(&json, fake, vec![]).run().expect_err("no token");
     assert!(failure.remedy().contains("render the node anew"), "{failure}");
+}
+
+/// Whatever the step writes is refused, what is told of its state is not.
+fn refusing(objects: BTreeMap<String, Value>) -> impl Fn(&Request) -> Reply {
+    let kept = keeping(objects);
+    move |request: &Request| {
+        let is_step = request.query.split('&').any(|pair| pair == "fieldManager=nodezero");
+        if request.method == "PATCH" && is_step { Reply::status(500, "no room") } else { kept(request) }
+    }
+}
+
+#[test]
+fn a_node_that_is_stuck_here_or_later_is_seen_in_the_registry() {
+    let directory = tempfile::tempdir().expect("tempdir");
+    let edges = Fake::start_tls(refusing(known(&[PLACE])));
+    let edge = edge_node(&edges, directory.path());
+    let nodes = || Fake::start(refusing(known(&[NODE])));
+    for (json, fake, place) in
+        [(edge, edges, PLACE), (cluster_node("worker"), nodes(), NODE), (cluster_node("control"), nodes(), NODE)]
+    {
+        let mut rig = rig(&json, fake, vec![]);
+        if place == NODE {
+            // In the image it is K3s' own file from the start.
+            rig.target.set(rig.fake.access(), Object::Node("n-1".into()));
+        }
+        let failure = rig.run().expect_err("refused");
+        for (step, failure) in [("registration", &failure), ("root", &Failure::new("a broken block", "x", "y"))] {
+            assert_eq!(rig.target.publish(&Told::failed(step, failure)), None, "{place}");
+            let (path, _, body) = rig.fake.applied().pop().expect("told");
+            assert_eq!(path, place);
+            let now = "2026-11-21T12:00:00Z";
+            let written = json!([{ "manager": "nodezero-status", "operation": "Apply", "time": now }]);
+            let mut object = body;
+            object["metadata"]["managedFields"] = written;
+            object["status"] = json!({ "conditions": [{ "type": "Ready", "status": "True" }] });
+            let now = now.parse().expect("a time");
+            let mut entries = if place == NODE {
+                derive([&serde_json::from_value(object).expect("a Node")], [], now)
+            } else {
+                derive([], [&serde_json::from_value(object).expect("a ConfigMap")], now)
+            };
+            let (_, entry) = entries.pop_first().expect("an entry");
+            assert_eq!((entry.health, entry.step.as_deref()), (Health::Stuck, Some(step)), "{place}");
+            assert!(entry.message.is_some_and(|message| message.starts_with(failure.what())), "{place}");
+        }
+    }
+}
+
+#[test]
+fn taints_are_mended_by_a_control_node_and_told_by_a_worker() {
+    let tainted = || {
+        let object = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "n-1", "resourceVersion": "7",
+            "annotations": { "nodezero.dev/taints": "[\"old:NoSchedule\"]" } },
+            "spec": { "taints": [{ "key": "old", "effect": "NoSchedule" }] } });
+        BTreeMap::from([(NODE.to_owned(), object)])
+    };
+    let profile =
+        |role: &str| cluster_node(role).replace(r#""tokenFile""#, r#""taints":["new=x:NoExecute"],"tokenFile""#);
+    let mut worker = rig(&profile("worker"), Fake::start(keeping(tainted())), vec![]);
+    worker.run().expect("registered");
+    let warnings = worker.step.warnings();
+    assert!(
+        warnings.len() == 1
+            && warnings[0].ends_with("kubectl taint nodes n-1 --overwrite new=x:NoExecute old:NoSchedule-"),
+        "{warnings:?}"
+    );
+    let (.., body) = worker.fake.applied().pop().expect("applied");
+    assert_eq!(body.get("spec"), None, "a kubelet may not, and does not try");
+    assert_eq!(body["metadata"]["annotations"]["nodezero.dev/taints"], r#"["new=x:NoExecute","old:NoSchedule"]"#);
+    let mut control = rig(&profile("control"), Fake::start(keeping(tainted())), vec![]);
+    control.run().expect("registered");
+    let (path, _, body) = control.fake.applied().remove(0);
+    assert_eq!((path.as_str(), &body["metadata"]["resourceVersion"]), (NODE, &json!("7")));
+    assert_eq!(body["spec"]["taints"], json!([{ "key": "new", "value": "x", "effect": "NoExecute" }]));
+    assert!(control.step.warnings().is_empty());
 }
 
 #[test]

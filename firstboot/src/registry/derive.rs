@@ -2,10 +2,11 @@
 //!
 //! A Node is written by Kubernetes and by a node of the cluster. An edge's object is written by a machine with a public
 //! address: its name is the object's, its role is edge, and every text of it is bounded, so that the worst it can do is
-//! to say untrue things of itself.
+//! to say untrue things of itself; whether it is alive is told by the API's clock and not by its own.
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::ResourceExt;
 use nodezero_profile::Role;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::k3s::config::ROLE_LABEL;
 use crate::registration::publish::{self, State, Told};
-use crate::registration::{DiskFact, edge, node};
+use crate::registration::{DiskFact, edge, node, seen};
 
 /// The longest text of an entry, in characters.
 const TEXT_LIMIT: usize = 1000;
@@ -62,13 +63,14 @@ pub(crate) enum Health {
     Unknown,
 }
 
-/// The entries, by name.
+/// The entries, by name, as they are `now`.
 pub(crate) fn derive<'a>(
     nodes: impl IntoIterator<Item = &'a Node>,
     edges: impl IntoIterator<Item = &'a ConfigMap>,
+    now: Timestamp,
 ) -> BTreeMap<String, Entry> {
     // A Node of the same name is the better witness.
-    let edges = edges.into_iter().filter_map(of_edge);
+    let edges = edges.into_iter().filter_map(|edge| of_edge(edge, now));
     edges.chain(nodes.into_iter().map(of_node)).map(|entry| (entry.name.clone(), entry)).collect()
 }
 
@@ -104,20 +106,31 @@ fn of_node(object: &Node) -> Entry {
 }
 
 /// `None` for an object that is no registration.
-fn of_edge(object: &ConfigMap) -> Option<Entry> {
+fn of_edge(object: &ConfigMap, now: Timestamp) -> Option<Entry> {
     let name = object.name_any();
     let name = name.strip_prefix(edge::PREFIX)?.to_owned();
     let data = |key: &str| object.data.as_ref().and_then(|data| data.get(key));
     let written = data(edge::KEY).and_then(|json| serde_json::from_str::<edge::Written>(json).ok());
     let told = data(publish::KEY).and_then(|json| serde_json::from_str::<Told>(json).ok());
+    let heard = seen::heard(object);
+    let is_silent = heard.is_none_or(|heard| now.duration_since(heard) > seen::SILENCE);
     let health = match (&written, told.as_ref().map(|told| told.state)) {
+        _ if is_silent => Health::Unknown,
         (_, Some(State::Waiting | State::Failed)) => Health::Stuck,
         (Some(_), Some(State::Ready)) => Health::Ready,
         (None, _) | (_, None) => Health::Unknown,
     };
-    let nothing = || "it has not registered yet".to_owned();
-    let silent = written.is_none().then(nothing);
-    let registered = written.as_ref().map(|written| bounded(&written.registered));
+    let last_words = told.as_ref().and_then(message);
+    let message = match (&written, heard.filter(|_| is_silent)) {
+        (None, _) if told.is_none() => Some("it has not registered yet".to_owned()),
+        (_, Some(heard)) => {
+            let before = last_words.map(|words| format!("; its last words: {words}")).unwrap_or_default();
+            Some(bounded(&format!("nothing was heard of it since {heard}{before}")))
+        }
+        (_, None) => last_words,
+    };
+    let is_time = |text: &String| text.parse::<Timestamp>().is_ok();
+    let registered = written.as_ref().map(|written| written.registered.clone()).filter(is_time);
     let facts = written.map(|written| written.facts);
     Some(Entry {
         name,
@@ -128,8 +141,8 @@ fn of_edge(object: &ConfigMap) -> Option<Entry> {
         profile: facts.and_then(|facts| facts.profile).as_deref().map(bounded),
         health,
         step: told.as_ref().and_then(step),
-        message: told.as_ref().and_then(message).or(silent),
-        seen: told.map(|told| bounded(&told.at)).or_else(|| registered.clone()),
+        message,
+        seen: heard.map(|heard| heard.to_string()),
         registered,
     })
 }
@@ -193,12 +206,25 @@ mod tests {
         .expect("a node")
     }
 
+    /// The time of the tests, and of what nodes say in them.
+    const NOW: &str = "2026-11-21T12:00:00Z";
+
+    fn entries(nodes: &[Node], edges: &[ConfigMap]) -> BTreeMap<String, Entry> {
+        derive(nodes, edges, NOW.parse().expect("a time"))
+    }
+
+    fn heard_at(mut edge: ConfigMap, time: &str) -> ConfigMap {
+        let entry = json!({ "manager": "nodezero-seen", "operation": "Apply", "time": time });
+        edge.metadata.managed_fields = Some(vec![serde_json::from_value(entry).expect("an entry")]);
+        edge
+    }
+
     fn edge(registration: Option<Value>, status: Option<&str>) -> ConfigMap {
         let mut data = serde_json::Map::new();
         data.extend(registration.map(|json| ("registration".to_owned(), json!(json.to_string()))));
         data.extend(status.map(|status| ("status".to_owned(), json!(told(status)))));
         let object = json!({ "metadata": { "name": "registration-edge-1" }, "data": data });
-        serde_json::from_value(object).expect("an object")
+        heard_at(serde_json::from_value(object).expect("an object"), NOW)
     }
 
     fn written() -> Value {
@@ -219,7 +245,7 @@ mod tests {
             (Some("Unknown"), Some("failed"), Health::Unknown, Some("no disk; what to do: look")),
             (None, None, Health::Unknown, None),
         ] {
-            let entry = derive([&node(ready, status)], []).remove("n-1").expect("an entry");
+            let entry = entries(&[node(ready, status)], &[]).remove("n-1").expect("an entry");
             assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{ready:?} {status:?}");
             let step = matches!(status, Some("waiting" | "failed")).then_some("cluster");
             assert_eq!(entry.step.as_deref(), step, "{ready:?} {status:?}");
@@ -228,7 +254,7 @@ mod tests {
 
     #[test]
     fn an_entry_has_its_stable_shape() {
-        let entries = derive([&node(Some("True"), Some("ready"))], []);
+        let entries = entries(&[node(Some("True"), Some("ready"))], &[]);
         assert_eq!(
             serde_json::to_string(&entries["n-1"]).expect("JSON"),
             r#"{"name":"n-1","role":"worker","version":"0.1.0","meshAddress":"100.64.0.7","disks":[{"serial":"Z1","size":18,"mount":"/var/mnt/longhorn/z1"}],"profile":"ab","health":"ready","step":null,"message":null,"registered":"2026-11-01T00:00:00Z","seen":"2026-11-21T12:34:56Z"}"#
@@ -237,9 +263,9 @@ mod tests {
 
     #[test]
     fn an_edge_says_nothing_but_of_itself() {
-        let entries = derive([], [&edge(Some(written()), Some("ready"))]);
-        assert_eq!(entries.keys().collect::<Vec<_>>(), ["edge-1"]);
-        let entry = &entries["edge-1"];
+        let derived = entries(&[], &[edge(Some(written()), Some("ready"))]);
+        assert_eq!(derived.keys().collect::<Vec<_>>(), ["edge-1"]);
+        let entry = &derived["edge-1"];
         assert_eq!((entry.role, entry.health), (Some(Role::Edge), Health::Ready));
         assert_eq!(entry.version.as_deref(), Some("0.1.0 [2J"));
         assert_eq!(entry.profile.as_ref().map(String::len), Some(TEXT_LIMIT));
@@ -247,7 +273,7 @@ mod tests {
         let node = node(Some("True"), None);
         let mut imposter = edge(Some(written()), None);
         imposter.metadata.name = Some("registration-n-1".into());
-        assert_eq!(derive([&node], [&imposter])["n-1"].role, Some(Role::Worker), "a Node is the better witness");
+        assert_eq!(entries(&[node], &[imposter])["n-1"].role, Some(Role::Worker), "a Node is the better witness");
     }
 
     #[test]
@@ -259,17 +285,56 @@ mod tests {
             ("stuck", Some(written()), Some("failed"), Health::Stuck, Some("no disk; what to do: look")),
             ("damaged", Some(json!({ "name": 7 })), None, Health::Unknown, Some("it has not registered yet")),
         ] {
-            let entry = derive([], [&edge(registration, status)]).remove("edge-1").expect(case);
+            let entry = entries(&[], &[edge(registration, status)]).remove("edge-1").expect(case);
             assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{case}");
         }
+    }
+
+    #[test]
+    fn an_edge_that_says_nothing_is_not_called_well() {
+        for (case, time, status, expected, message) in [
+            ("just now", NOW, "ready", Health::Ready, None),
+            ("a while ago", "2026-11-21T11:45:00Z", "ready", Health::Ready, None),
+            ("a clock ahead of the registry's", "2026-11-21T12:00:30Z", "ready", Health::Ready, None),
+            (
+                "too long ago",
+                "2026-11-21T11:44:59Z",
+                "ready",
+                Health::Unknown,
+                Some("nothing was heard of it since 2026-11-21T11:44:59Z"),
+            ),
+            ("stuck", "2026-11-21T11:50:00Z", "waiting", Health::Stuck, Some("no disk; what to do: look")),
+            (
+                "stuck, and then gone",
+                "2026-11-20T12:00:00Z",
+                "failed",
+                Health::Unknown,
+                Some("nothing was heard of it since 2026-11-20T12:00:00Z; its last words: no disk; what to do: look"),
+            ),
+        ] {
+            let object = heard_at(edge(Some(written()), Some(status)), time);
+            let entry = entries(&[], &[object]).remove("edge-1").expect(case);
+            assert_eq!((entry.health, entry.message.as_deref()), (expected, message), "{case}");
+            assert_eq!(entry.seen.as_deref(), Some(time), "{case}: by the API's clock");
+        }
+        let mut nobody = edge(Some(written()), Some("ready"));
+        nobody.metadata.managed_fields = None;
+        let entry = entries(&[], &[nobody]).remove("edge-1").expect("an entry");
+        assert_eq!((entry.health, entry.seen), (Health::Unknown, None), "nobody knows when it wrote");
+    }
+
+    #[test]
+    fn a_time_of_an_edge_that_is_none_is_left_out() {
+        let mut written = written();
+        written["registered"] = json!("long ago");
+        assert_eq!(entries(&[], &[edge(Some(written), None)])["edge-1"].registered, None);
     }
 
     #[test]
     fn what_is_no_registration_is_left_out() {
         let mut other = edge(None, None);
         other.metadata.name = Some("kube-root-ca.crt".into());
-        assert!(derive([], [&other]).is_empty());
-        let bare = Node::default();
-        assert_eq!(derive([&bare], [])[""].health, Health::Unknown);
+        assert!(entries(&[], &[other]).is_empty());
+        assert_eq!(entries(&[Node::default()], &[])[""].health, Health::Unknown);
     }
 }

@@ -1,8 +1,8 @@
 //! `registry`: keeps the ConfigMap `node-registry` in step with what the cluster knows of its nodes.
 //!
 //! It watches Nodes, and the ConfigMaps in which edge nodes register, and applies what [`derive`] makes of them: after each
-//! change, and every few minutes anyway. What the object should be depends on the present state alone, never on what was
-//! seen before, so that a missed event costs minutes at most.
+//! change, and every few minutes anyway, so that silence is noticed. What the object should be depends on the present state
+//! and the time alone, never on what was seen before, so that a missed event costs minutes at most.
 //!
 //! Every control node runs one, without a leader: they derive the same from the same, and applying what is there
 //! already changes nothing. One with an older view may write it once more, and mends that with its next event.
@@ -68,9 +68,13 @@ pub(crate) fn main() -> anyhow::Result<()> {
 type Event = Result<(), watcher::Error>;
 
 async fn keep(client: Client, resync: Duration) -> anyhow::Result<()> {
-    let (nodes, node_events) = watch(Api::<Node>::all(client.clone()), watcher::Config::default());
+    let nameless = |node: &mut Node| node.managed_fields_mut().clear();
+    let (nodes, node_events) = watch(Api::<Node>::all(client.clone()), watcher::Config::default(), nameless);
     let registrations = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
-    let (edges, edge_events) = watch(registrations, watcher::Config::default().labels(REGISTRATION_LABEL));
+    // Who wrote last, and when, tells whether an edge is alive; what, does not matter.
+    let fieldless =
+        |edge: &mut ConfigMap| edge.managed_fields_mut().iter_mut().for_each(|entry| entry.fields_v1 = None);
+    let (edges, edge_events) = watch(registrations, watcher::Config::default().labels(REGISTRATION_LABEL), fieldless);
     let mut events = futures::stream::select(node_events, edge_events);
     let mut ticks = interval_at(Instant::now() + resync, resync);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -87,7 +91,8 @@ async fn keep(client: Client, resync: Duration) -> anyhow::Result<()> {
         // Others that came at once are taken with it.
         gather(&mut events).await?;
         let (nodes, edges) = (nodes.state(), edges.state());
-        let entries = derive(nodes.iter().map(|node| &**node), edges.iter().map(|edge| &**edge));
+        let now = jiff::Timestamp::now();
+        let entries = derive(nodes.iter().map(|node| &**node), edges.iter().map(|edge| &**edge), now);
         if written.as_ref() == Some(&entries) {
             continue;
         }
@@ -105,13 +110,16 @@ async fn keep(client: Client, resync: Duration) -> anyhow::Result<()> {
     }
 }
 
-/// A store that follows a collection, and a signal for each change of it.
-fn watch<K>(api: Api<K>, config: watcher::Config) -> (Store<K>, impl Stream<Item = Event> + Unpin)
+/// A store that follows a collection, without what `slim` takes away, and a signal for each change of it.
+fn watch<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    slim: impl FnMut(&mut K) + 'static,
+) -> (Store<K>, impl Stream<Item = Event> + Unpin)
 where
     K: kube::Resource<DynamicType = ()> + Clone + serde::de::DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
-    let slim = |object: &mut K| object.managed_fields_mut().clear();
     let stream = watcher(api, config).default_backoff().modify(slim);
     (store, Box::pin(reflect(writer, stream).map(|event| event.map(drop))))
 }

@@ -72,7 +72,7 @@ use crate::sys;
 /// Where the node keeps what it knows about itself.
 pub(crate) const LIB_DIRECTORY: &str = "/var/lib/nodezero";
 /// What the node is to be.
-const NODE_FILE: &str = "/etc/nodezero/node.json";
+pub(crate) const NODE_FILE: &str = "/etc/nodezero/node.json";
 /// The largest one that is read, in bytes.
 const NODE_LIMIT: u64 = 1 << 20;
 /// Held by the one service that runs.
@@ -172,11 +172,7 @@ impl Mode {
             }
             Ok(_) | Err(_) => {}
         }
-        let parse = || -> anyhow::Result<Node> {
-            let json = read_bounded(path, NODE_LIMIT)?;
-            Node::parse(&json).with_context(|| format!("parsing {}", path.display()))
-        };
-        let node = parse().or_fail(what, remedy)?;
+        let node = read_node(path).or_fail(what, remedy)?;
         match boot.role {
             Some(role) if role != node.role => {
                 let why = format!("{} is to be of role {}, this image is for {role}", node.name, node.role);
@@ -192,6 +188,15 @@ impl Mode {
             Self::Node(node) => Some(node),
         }
     }
+}
+
+/// Reads node.json.
+///
+/// # Errors
+/// When it cannot be read, or says what makes no sense.
+pub(crate) fn read_node(path: &Path) -> anyhow::Result<Node> {
+    let json = read_bounded(path, NODE_LIMIT)?;
+    Node::parse(&json).with_context(|| format!("parsing {}", path.display()))
 }
 
 /// The steps of a mode, in order.
@@ -298,8 +303,14 @@ fn finish(service: &mut Service, mode: &Mode, steps: &mut [Box<dyn Step>], journ
         Mode::Ignition | Mode::Node(_) => {
             service.enter(Phase::Ready);
             say(report::READY);
-            service.publish_ready(steps.last().map_or("confirm", |step| step.name()));
-            wait_for_later(service, steps, journal)
+            let last = steps.last().map_or("confirm", |step| step.name());
+            service.publish_ready(last);
+            let warned = service.status.warnings.clone();
+            wait_for_later(service, steps, journal)?;
+            if service.status.warnings != warned {
+                service.publish_ready(last);
+            }
+            Some(())
         }
     }
 }

@@ -64,9 +64,9 @@ impl Service {
         }
     }
 
-    /// Tells the control plane that all steps are done, the last one included.
+    /// Tells the control plane that all steps are done, the last one included, and what is not as it should be.
     pub(crate) fn publish_ready(&self, last: &str) {
-        if let Some(error) = self.target.publish_ready(last) {
+        if let Some(error) = self.target.publish_ready(last, &self.status.warnings) {
             log(&format!("nodezero: the control plane cannot be told that this node is ready: {error}"));
         }
     }
