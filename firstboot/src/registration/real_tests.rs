@@ -8,8 +8,8 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{ConfigMap, Node as Object_, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role as Rights, RoleBinding};
 use kube::Api;
-use kube::api::{ListParams, Patch, PostParams};
-use serde_json::json;
+use kube::api::{DeleteParams, ListParams, Patch, PostParams};
+use serde_json::{Value, json};
 
 use super::tests::{Rig, cluster_node, prepared, rig};
 use super::*;
@@ -66,6 +66,46 @@ fn a_node_writes_itself_and_the_registry_has_no_more_rights_than_it_needs() {
     assert_eq!(write(&registry, "another").expect_err("not its own").code(), Some(403));
     let secrets = registry.call(async |client| Api::<Secret>::all(client).list(&ListParams::default()).await);
     assert_eq!(secrets.expect_err("no Secrets").code(), Some(403));
+    if kubelet != admin {
+        a_changed_profile_counts(&admin, &kubelet, &name);
+    }
+}
+
+/// On a Node that its kubelet has made, as K3s has it do, with a label and a taint of the profile.
+fn a_changed_profile_counts(admin: &std::path::Path, kubelet: &std::path::Path, name: &str) {
+    let operator = connect(admin);
+    let (of, made) = (DeleteParams::default(), PostParams { field_manager: Some("k3s".into()), ..Default::default() });
+    operator.call(async |client| Api::<Object_>::all(client).delete(name, &of).await).expect("deleted");
+    let node = json!({ "apiVersion": "v1", "kind": "Node",
+        "metadata": { "name": name, "labels": { "kubernetes.io/hostname": name, "site": "home" } },
+        "spec": { "taints": [{ "key": "old", "effect": "NoSchedule" }] } });
+    let node: Object_ = serde_json::from_value(node).expect("a node");
+    connect(kubelet).call(async |client| Api::<Object_>::all(client).create(&made, &node).await).expect("made");
+    let register = |role: &str, labels: Value, taints: Value| -> (Vec<String>, Object_) {
+        let mut profile: Value = serde_json::from_str(&cluster_node(role).replace("n-1", name)).expect("JSON");
+        (profile["cluster"]["labels"], profile["cluster"]["taints"]) = (labels, taints);
+        let mut rig = rig(&profile.to_string(), Fake::start(|_| Reply::status(500, "")), vec![]);
+        (rig.step.kubelet, rig.step.admin) = (Access::file(kubelet), admin.to_owned());
+        rig.run().expect("registered");
+        assert_eq!(rig.run().expect("registered"), "the Node is as it shall be");
+        let object = operator.call(async |client| Api::<Object_>::all(client).get(name).await).expect("there");
+        (rig.step.warnings(), object)
+    };
+    let label = |object: &Object_, key: &str| object.metadata.labels.clone().unwrap_or_default().get(key).cloned();
+    let has = |object: &Object_, key: &str| {
+        object.spec.iter().flat_map(|spec| spec.taints.iter().flatten()).any(|taint| taint.key == key)
+    };
+    let (warnings, object) = register("worker", json!({ "site": "home" }), json!(["old:NoSchedule"]));
+    assert_eq!((warnings, label(&object, "site").as_deref()), (vec![], Some("home")));
+    let changed = || (json!({ "topology.kubernetes.io/zone": "a" }), json!(["new=x:NoExecute"]));
+    let (labels, taints) = changed();
+    let (warnings, object) = register("worker", labels, taints);
+    assert_eq!((label(&object, "site"), label(&object, "topology.kubernetes.io/zone").as_deref()), (None, Some("a")));
+    assert!(has(&object, "old") && !has(&object, "new"), "{object:?}");
+    assert!(warnings[0].contains("new=x:NoExecute old:NoSchedule-"), "{warnings:?}");
+    let (labels, taints) = changed();
+    let (warnings, object) = register("control", labels, taints);
+    assert!(warnings.is_empty() && has(&object, "new") && !has(&object, "old"), "{warnings:?} {object:?}");
 }
 
 #[test]
@@ -120,7 +160,23 @@ fn an_edge_writes_its_object_and_nothing_else() {
     assert_eq!(rig.target.publish_ready("confirm", &[]), None);
     let endpoint = Endpoint { address: ([127, 0, 0, 1], 6443).into(), name: None };
     let authority = authority_of(&admin).expect("there");
-    let edge = Connection::open(&Access::Token { endpoint, authority, token_file }).expect("usable");
+    let access = Access::Token { endpoint, authority, token_file };
+    let edge = Connection::open(&access).expect("usable");
+    let object = || {
+        let get = operator
+            .call(async |client| Api::<ConfigMap>::namespaced(client, NAMESPACE).get("registration-edge-1").await);
+        get.expect("there")
+    };
+    let heard = || seen::heard(&object()).expect("heard");
+    let first = heard();
+    // The API counts in seconds.
+    for _ in 0..2 {
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        seen::say(&access, "edge-1").expect("said");
+    }
+    assert!(heard() > first, "by the API's clock");
+    let data = object().data.unwrap_or_default();
+    assert_eq!(data.keys().collect::<Vec<_>>(), ["registration", "seen", "status"], "each by its own manager");
     assert_eq!(write(&edge, "registration-edge-2").expect_err("not its own").code(), Some(403));
     assert_eq!(write(&edge, REGISTRY).expect_err("not its own").code(), Some(403));
     let nodes = edge.call(async |client| Api::<Object_>::all(client).list(&ListParams::default()).await);

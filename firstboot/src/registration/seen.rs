@@ -50,7 +50,7 @@ fn access(node: &Node, find: impl FnOnce(&str) -> anyhow::Result<IpAddr>) -> any
     Ok(Access::Token { endpoint, authority, token_file })
 }
 
-fn say(access: &Access, name: &str) -> Result<(), ApiError> {
+pub(super) fn say(access: &Access, name: &str) -> Result<(), ApiError> {
     let name = edge::object_name(name);
     let object = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name },
         "data": { KEY: publish::now() } });
