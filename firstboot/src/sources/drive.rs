@@ -11,6 +11,14 @@
 //! On a `config-2` the user data are optional; and one without `openstack/latest/meta_data.json` is not OpenStack's
 //! (DigitalOcean's has the same label and another content) and is passed over.
 //!
+//! An iso9660 of OpenStack and of cloud-init's tools has Rock Ridge and Joliet names; the kernel shows the former, else the
+//! latter. Plain names of iso9660 are too short for most of the files. To try one in a machine:
+//!
+//! ```text
+//! genisoimage -J -r -V config-2 -graft-points -o drive.iso openstack/latest/user_data=config.ign
+//! qemu-system-x86_64 … -drive file=drive.iso,media=cdrom      (or if=virtio,format=raw,readonly=on; or behind USB)
+//! ```
+//!
 //! Looked at are the disks and partitions that the kernel shows at that moment, except the own disk; who calls has
 //! loaded their drivers. Only what is named on the command line is waited for. Drives are mounted read-only, and of
 //! them one file is read, which no link can lead elsewhere. Left out: loop devices, RAID, LVM and the like.
