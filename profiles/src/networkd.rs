@@ -1,9 +1,9 @@
-//! Unit files of systemd-networkd: the one place that knows their form, for the operator's rendering of a profile and for a
-//! node that makes them of its kernel's words.
+//! Unit files of systemd-networkd: the one place that knows their form, for the operator's rendering of a profile and
+//! for a node that makes them of its kernel's words.
 //!
-//! Files are called `70-nodezero-NAME`, and `71-nodezero-any.network` is what they say of all other devices, so that the
-//! image's default of DHCP everywhere comes after them. Formats: systemd.network(5), systemd.netdev(5), systemd.link(5).
-//! Pure. Values are texts that were checked by who gives them.
+//! Files are called `70-nodezero-NAME`, and `71-nodezero-any.network` is what they say of all other devices, so that
+//! the image's default of DHCP everywhere comes after them. Formats: systemd.network(5), systemd.netdev(5),
+//! systemd.link(5). Pure. Values are texts that were checked by who gives them.
 
 use std::fmt::Write;
 use std::net::IpAddr;

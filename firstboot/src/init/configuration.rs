@@ -1,9 +1,9 @@
 //! Finding the configuration, and bringing up the network where that or the configuration needs it.
 //!
 //! Drivers of network devices and of drives that are not the own disk come from the verified root, which has all of
-//! them; so the initrd needs none. Where there is USB, drives are given some seconds to appear: a hub asks its ports one by
-//! one, and a stick is left alone for its first second. What the network was told is laid into `/run/systemd/network`, so that the running
-//! system goes on with the same.
+//! them; so the initrd needs none. Where there is USB, drives are given some seconds to appear: a hub asks its ports one
+//! by one, and a stick is left alone for its first second. What the network was told is laid into `/run/systemd/network`,
+//! so that the running system goes on with the same.
 
 use std::cell::{OnceCell, RefCell};
 use std::fs;
@@ -225,8 +225,8 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// Looks again and again, until nothing has changed for `quiet`, or `patience` is over. `look` waits a little first, not
-/// past the given moment, and tells whether something changed.
+/// Looks again and again, until nothing has changed for `quiet`, or `patience` is over. `look` waits a little first,
+/// not past the given moment, and tells whether something changed.
 fn await_quiet(quiet: Duration, patience: Duration, mut look: impl FnMut(Instant) -> bool) {
     let begin = Instant::now();
     let mut since = begin;

@@ -10,11 +10,11 @@
 //! nothing, and nothing of others is touched. The kubelet's credentials may change this node's object and no other
 //! (Kubernetes' [NodeRestriction]); an edge's token may do what its Role says by the names of its objects.
 //!
-//! A changed profile counts at the next start: labels and annotations that it no longer gives go away. Taints are not for a
-//! kubelet to change: [`taints`].
+//! A changed profile counts at the next start: labels and annotations that it no longer gives go away. Taints are not
+//! for a kubelet to change: [`taints`].
 //!
-//! At which step a node is stuck is told by [`publish`], as far as there are credentials. That an edge is alive is told by
-//! [`seen`].
+//! At which step a node is stuck is told by [`publish`], as far as there are credentials. That an edge is alive is told
+//! by [`seen`].
 //!
 //! [NodeRestriction]: https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction
 

@@ -1,8 +1,8 @@
 //! Labels and annotations of the node's own Node object.
 //!
-//! K3s gives a profile's labels to a Node once, when it registers first; from then on they are this module's. A label that
-//! a changed profile no longer has goes away, although the kubelet once said it too; where an operator says it as well,
-//! it stays. Left out are labels that a kubelet may not change: with one of those it would not even start.
+//! K3s gives a profile's labels to a Node once, when it registers first; from then on they are this module's. A label
+//! that a changed profile no longer has goes away, although the kubelet once said it too; where an operator says it as
+//! well, it stays. Left out are labels that a kubelet may not change: with one of those it would not even start.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,8 +80,8 @@ impl Desired {
             && owned("f:annotations") == keys(&self.annotations)
     }
 
-    /// Labels that this manager said and no longer says, and that would stay because the kubelet said them, too, when it
-    /// made the object. What a third one says stays.
+    /// Labels that this manager said and no longer says, and that would stay because the kubelet said them, too, when
+    /// it made the object. What a third one says stays.
     fn left_behind(&self, object: &Object) -> BTreeSet<String> {
         let owners: Vec<(&str, BTreeSet<String>)> = owners(object, "f:labels").collect();
         let kubelets: BTreeSet<&str> =

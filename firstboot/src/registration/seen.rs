@@ -1,7 +1,7 @@
 //! `seen`: an edge node says that it is alive.
 //!
-//! A node of the cluster has its kubelet for that. For an edge a timer of systemd, which the step starts once the node is
-//! registered, runs this program every five minutes: one connection, one write of the time to the key [`KEY`] of the
+//! A node of the cluster has its kubelet for that. For an edge a timer of systemd, which the step starts once the node
+//! is registered, runs this program every five minutes: one connection, one write of the time to the key [`KEY`] of the
 //! node's own ConfigMap, with the same narrow token. Nothing stays in memory, and nobody listens.
 //!
 //! The registry goes by the API's own clock ([`heard`]): a clock of the node that is wrong, or lies, moves nothing. One
@@ -117,6 +117,21 @@ mod tests {
         let alone = Node::parse(br#"{"version":1,"name":"a","role":"edge"}"#).expect("a node");
         let error = access(&alone, |_| unreachable!("it has no server")).map(drop).expect_err("alone").to_string();
         assert_eq!(error, "a is no edge node that registers");
+    }
+
+    #[test]
+    fn the_images_timer_runs_this_often_enough() {
+        let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/files/edge/usr/lib/systemd/system");
+        let unit =
+            |name: &str| std::fs::read_to_string(units.join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let timer = unit(TIMER);
+        let minutes = timer.lines().find_map(|line| line.strip_prefix("OnUnitInactiveSec=")?.strip_suffix("min"));
+        let minutes: i64 = minutes.and_then(|text| text.parse().ok()).expect("minutes");
+        assert!(2 * minutes * 60 < SILENCE.as_secs(), "one may be lost: every {minutes} min");
+        let service = unit(&TIMER.replace(".timer", ".service"));
+        let runs = service.lines().find_map(|line| line.strip_prefix("ExecStart=-/usr/bin/"));
+        let words = runs.expect("a program").split(' ').map(std::ffi::OsString::from);
+        assert_eq!(crate::cli::Invocation::parse(words), Ok(crate::cli::Invocation::Seen));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! command that an operator is to run.
 //!
 //! Taints are also set by Kubernetes and by operators, and stay: only what a profile of this node had at an earlier
-//! registration, as the annotation [`RECORD`] keeps it, is called stale. A taint stays on record as long as the Node has it.
+//! registration, as the annotation [`RECORD`] keeps it, is called stale. A taint stays on record as long as the Node
+//! has it.
 
 use std::collections::BTreeSet;
 

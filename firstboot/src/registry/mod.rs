@@ -1,8 +1,8 @@
 //! `registry`: keeps the ConfigMap `node-registry` in step with what the cluster knows of its nodes.
 //!
 //! It watches Nodes, and the ConfigMaps in which edge nodes register, and applies what [`derive`] makes of them: after each
-//! change, and every few minutes anyway, so that silence is noticed. What the object should be depends on the present state
-//! and the time alone, never on what was seen before, so that a missed event costs minutes at most.
+//! change, and every few minutes anyway, so that silence is noticed. What the object should be depends on the present
+//! state and the time alone, never on what was seen before, so that a missed event costs minutes at most.
 //!
 //! Every control node runs one, without a leader: they derive the same from the same, and applying what is there
 //! already changes nothing. One with an older view may write it once more, and mends that with its next event.

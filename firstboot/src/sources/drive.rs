@@ -11,8 +11,8 @@
 //! On a `config-2` the user data are optional; and one without `openstack/latest/meta_data.json` is not OpenStack's
 //! (DigitalOcean's has the same label and another content) and is passed over.
 //!
-//! An iso9660 of OpenStack and of cloud-init's tools has Rock Ridge and Joliet names; the kernel shows the former, else the
-//! latter. Plain names of iso9660 are too short for most of the files. To try one in a machine:
+//! An iso9660 of OpenStack and of cloud-init's tools has Rock Ridge and Joliet names; the kernel shows the former, else
+//! the latter. Plain names of iso9660 are too short for most of the files. To try one in a machine:
 //!
 //! ```text
 //! genisoimage -J -r -V config-2 -graft-points -o drive.iso openstack/latest/user_data=config.ign
