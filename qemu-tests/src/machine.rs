@@ -312,12 +312,12 @@ pub struct Host<'a> {
 }
 
 impl Machine {
-    /// A UEFI machine with two processors, 2 GiB of memory, a network card and no disk. `name` names its files.
+    /// A UEFI machine with one processor, 2 GiB of memory, a network card and no disk. `name` names its files.
     pub fn new(name: impl Into<String>) -> Machine {
         Machine {
             name: name.into(),
             memory_mib: 2048,
-            processors: 2,
+            processors: 1,
             firmware: FirmwareKind::Uefi,
             disks: Vec::new(),
             network: Network::User { forwards: Vec::new() },
@@ -535,6 +535,7 @@ mod tests {
     /// Every kind of device once.
     fn everything() -> Machine {
         Machine::new("all")
+            .processors(2)
             .disk(Disk::new("/t/image.raw", Format::Raw).boot())
             .disk(
                 Disk::new("/t/1.qcow2", Format::Qcow2)
@@ -562,7 +563,7 @@ mod tests {
 
     #[test]
     fn arguments_of_the_least() {
-        let machine = Machine::new("least").bios().network(Network::None).memory_mib(128).processors(1).reboots();
+        let machine = Machine::new("least").bios().network(Network::None).memory_mib(128).reboots();
         assert_eq!(lines(&machine, Boot::Bios), include_str!("../golden/least.args"));
     }
 

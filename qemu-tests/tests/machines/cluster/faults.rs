@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use qemu_tests::cluster::{image, wait_until};
 use qemu_tests::guest::key;
 use qemu_tests::ignition::data_url;
-use qemu_tests::machine::Clock;
+use qemu_tests::machine::{Clock, Network};
+use qemu_tests::wire::{Link, Quality};
 use qemu_tests::{Machine, Role, storage};
 use serde_json::Value;
 
@@ -17,6 +18,8 @@ use super::site::{FILL, HOLD, SEEN, Site};
 
 /// How long the cluster's API is away, unless the environment says otherwise.
 const OUTAGE: Duration = Duration::from_secs(45);
+/// One packet of twenty is lost, and there and back takes a fifth of a second.
+const LOSSY: Quality = Quality { loss: 5, delay: Duration::from_millis(100), seed: 1 };
 /// Where a node has its join token.
 const JOIN_TOKEN: &str = "/etc/nodezero/secrets/join-token";
 
@@ -74,6 +77,18 @@ pub(super) fn outage(site: &mut Site<'_>) -> Result<()> {
     site.expect_node("worker-3")?;
     site.expect_registered("worker-3", "worker", 0)?;
     site.power_off("worker-3")
+}
+
+/// A worker far away, whose network is slow and loses packets from its first moment on: it joins nevertheless.
+pub(super) fn slow_network(site: &mut Site<'_>) -> Result<()> {
+    let link = Link::start(LOSSY)?;
+    let machine = site.machine("worker-4")?.network(Network::Cards(vec![link.card(Vec::new())]));
+    site.start(&machine, "slow network")?;
+    site.expect_node("worker-4")?;
+    site.expect_registered("worker-4", "worker", 0)?;
+    let (sent, received) = (link.sent(), link.received());
+    ensure!(sent.lost > 0 && received.lost > 0, "nothing was lost: {sent:?}, {received:?}");
+    site.power_off("worker-4")
 }
 
 /// A worker that is in the cluster and cannot finish a later step: the operator sees which.

@@ -31,6 +31,7 @@ const PHASES: &[(&str, fn(&mut Site<'_>) -> Result<()>)] = &[
     ("refused", faults::refused),
     ("cuts", faults::cuts),
     ("outage", faults::outage),
+    ("slow", faults::slow_network),
     ("stuck", faults::stuck),
     ("full", faults::full_state),
     ("power", flow::power),

@@ -77,7 +77,7 @@ impl<'a> Site<'a> {
         let disks = json!([{ "name": "bulk", "select": { "size": "18TB", "rotational": true }, "count": 2 }]);
         profiles
             .write("nodes/worker-1.yaml", &json!({ "role": "worker", "dataDisks": disks, "ignition": probe(true) }))?;
-        for name in ["worker-2", "worker-3"] {
+        for name in ["worker-2", "worker-3", "worker-4"] {
             profiles.write(&format!("nodes/{name}.yaml"), &json!({ "role": "worker", "ignition": probe(false) }))?;
         }
         profiles.nodezero(&["profile", "check"])?;
@@ -116,7 +116,8 @@ impl<'a> Site<'a> {
         let machine = Machine::new(name).disk(boot).fw_cfg("opt/com.coreos/config", config);
         Ok(match role {
             Role::Control => machine.memory_mib(3072).network(Network::User { forwards: vec![(self.api_port, PORT)] }),
-            Role::Worker | Role::Edge => machine,
+            Role::Worker => machine.processors(2),
+            Role::Edge => machine,
         })
     }
 
