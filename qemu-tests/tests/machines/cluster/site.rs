@@ -334,8 +334,8 @@ pub(super) fn probe() -> Value {
          until phase ready; do\n\
            if phase 'waiting|failed'; then\n\
              now=$(nodezero-firstboot status --json | tr -d '\\n')\n\
-             what=$(echo \"$now\" | grep -o '\"what\":[^}}]*')\n\
-             [ \"$what\" = \"$told\" ] || echo \"status $now\" | say\n\
+             what=$(printf '%s' \"$now\" | grep -o '\"what\":[^}}]*')\n\
+             [ \"$what\" = \"$told\" ] || printf 'status %s\\n' \"$now\" | say\n\
              told=$what\n\
            fi\n\
            sleep 1\n\
