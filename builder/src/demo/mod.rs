@@ -237,11 +237,13 @@ impl Demo {
         let mut told = false;
         loop {
             let moved = self.follow()?;
-            let all = self.machines.iter().map(|machine| (&machine.follower, machine.since()));
-            self.screen.draw(&all.collect::<Vec<_>>(), &moved).context("writing to standard output")?;
+            self.draw(&moved)?;
             self.tell_still(&mut still)?;
             if !told && self.machines.iter().all(|machine| machine.follower.is_ready()) {
                 told = true;
+                let line = "both say that they are ready; asking the node registry";
+                self.screen.say(&[line]).context("writing to standard output")?;
+                self.draw(&[])?;
                 let registered = tokio::select! {
                     () = signals.any() => return Ok(self.end()),
                     registered = registered(&self.kubeconfig) => registered,
@@ -254,6 +256,11 @@ impl Demo {
                 () = tokio::time::sleep(TICK) => {}
             }
         }
+    }
+
+    fn draw(&mut self, moved: &[usize]) -> Result<()> {
+        let all = self.machines.iter().map(|machine| (&machine.follower, machine.since()));
+        self.screen.draw(&all.collect::<Vec<_>>(), moved).context("writing to standard output")
     }
 
     fn end(&self) -> End {

@@ -54,11 +54,11 @@ impl Operator<'_> {
     /// # Errors
     /// When it fails, with what it said.
     pub(super) fn nodezero(&self, args: &[&str], last: &Path) -> Result<()> {
-        let mut command = nodezero(self.setting, args)?;
+        let mut command = nodezero(self.setting, &[args, &[&*last.to_string_lossy()]].concat())?;
         if self.dir.is_dir() {
             command.current_dir(&self.dir);
         }
-        command.arg(last).env("NODEZERO_AGE_IDENTITY", &self.key).env(AUTH_KEY_VARIABLE, AUTH_KEY);
+        command.env("NODEZERO_AGE_IDENTITY", &self.key).env(AUTH_KEY_VARIABLE, AUTH_KEY);
         let output = command.output().with_context(|| format!("running {command:?}"))?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "nodezero {} ended with {}: {}", args.join(" "), output.status, said.trim());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::follow::{Follower, News};
+use super::follow::{Follower, News, clock};
 use super::guard::{self, Owned};
 use crate::machine::Machine;
 use crate::tools::Tools;
@@ -72,7 +72,8 @@ impl Running {
                 Err(TryRecvError::Empty) => return Ok(news),
                 Err(TryRecvError::Disconnected) => {
                     self.follower.end();
-                    bail!("{}{}", self.follower.line(self.on.elapsed()), last_words(&self.dir.join(QEMU)));
+                    let (name, after) = (&self.follower.name, clock(self.on.elapsed()));
+                    bail!("{name} went off {after} after power-on{}", last_words(&self.dir.join(QEMU)));
                 }
             }
         }
@@ -144,7 +145,10 @@ mod tests {
             }
             thread::sleep(Duration::from_millis(10));
         };
-        assert!(error.ends_with("went off; QEMU said: no KVM"), "{error}");
+        assert!(
+            error.starts_with("worker-1 went off 0:") && error.ends_with(" after power-on; QEMU said: no KVM"),
+            "{error}"
+        );
         assert_eq!(machine.follower.steps.len(), 1, "what it said before was taken");
         let kept = fs::read(machine.console()).expect("it was kept");
         assert_eq!(kept, b"UEFI \xff\nnodezero: step mesh: joined (1 ms)\nnodezero: ready\n");
