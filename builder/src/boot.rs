@@ -78,6 +78,9 @@ pub fn run(arguments: &Arguments, tools: &Tools, progress: &Progress) -> Result<
         .ok()
         .filter(|path| path.is_file())
         .with_context(|| format!("{} is not an image file", arguments.image.display()))?;
+    if let Some(config) = arguments.fw_cfg_ignition.as_deref().filter(|config| !config.exists()) {
+        bail!("{} is not there: it was to be the machine's Ignition config", config.display());
+    }
     if arguments.bios && inspect::bios_bootable(&image) == Some(false) {
         bail!("{} does not boot by BIOS: build it with --platform vps", image.display());
     }

@@ -20,7 +20,7 @@ use crate::progress::{Progress, Size};
 use crate::recipe::{self, Platform};
 use crate::{boot, cluster, demo, inspect, nodes, profile, render, tools};
 
-/// Builds immutable OS images for NodeZero's three roles, and boots and inspects them.
+/// NodeZero: builds the images of your cloud's machines, describes the machines, and looks after them.
 #[derive(Debug, Parser)]
 #[command(name = "nodezero", version, max_term_width = 100)]
 pub struct Cli {
@@ -31,6 +31,7 @@ pub struct Cli {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Options of all commands")]
 struct Common {
     /// Directory of recipes and lock [default: the nearest images/ above here or above the program]
     #[arg(long, global = true, value_name = "DIR", env = "NODEZERO_IMAGES")]
@@ -41,7 +42,7 @@ struct Common {
     /// Debian mirror, an address that ends in /debian [default: that of the host's apt, then the snapshot archive]
     #[arg(long, global = true, value_name = "URL", env = "NODEZERO_DEBIAN_MIRROR")]
     mirror: Option<String>,
-    /// Print one JSON object on standard output instead of text
+    /// Print JSON on standard output instead of text, where a command has an answer for programs
     #[arg(long, global = true)]
     json: bool,
     /// Say nothing but warnings and errors
@@ -172,7 +173,7 @@ impl Cli {
             Command::Secret(command) => cluster::run_secret(&command)?,
             Command::Kubeconfig(arguments) => cluster::kubeconfig(&arguments, &progress)?,
             Command::Nodes(args) => return nodes::list(&args, common.json),
-            Command::Node(command) => return nodes::run(&command, common.json),
+            Command::Node(command) => return nodes::run(&command, common.json, common.quiet),
             Command::Demo(args) => return demo::run(&args, &setting_of(&common, &progress)?),
             Command::Guarded(args) => demo::guard::run(&args)?,
             Command::Tools => {

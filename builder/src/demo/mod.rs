@@ -36,6 +36,7 @@ use self::operator::{Operator, build};
 use self::running::{Running, lines_of};
 use self::screen::Screen;
 use crate::cache::Cache;
+use crate::component;
 use crate::kube::{ANSWER, Access};
 use crate::machine::{Console, Firmware, Machine, kvm_works};
 use crate::nodes::registry::{Health, Listing};
@@ -71,8 +72,13 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "out")]
     out: PathBuf,
     /// Where a component comes from, as of `nodezero build`; may be repeated
-    #[arg(long = "component", value_name = "NAME=WHAT")]
+    #[arg(long = "component", value_name = "NAME=WHAT", value_parser = choice)]
     components: Vec<String>,
+}
+
+/// Takes what `nodezero build` would take, so that a slip is told at once.
+fn choice(text: &str) -> Result<String> {
+    component::parse_choice(text).map(|_| text.to_owned())
 }
 
 /// What all commands have in common.

@@ -107,11 +107,11 @@ pub fn list(arguments: &List, json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs a command for one node.
+/// Runs a command for one node, and says what it did: as JSON, or unless it is to be `quiet`.
 ///
 /// # Errors
 /// Whatever makes it refuse or fail; what was done until then is told before.
-pub fn run(command: &Command, json: bool) -> Result<ExitCode> {
+pub fn run(command: &Command, json: bool, quiet: bool) -> Result<ExitCode> {
     let deed = match command {
         Command::Add(arguments) => add::run(arguments)?,
         Command::Readmit { name, access } => block_on(async {
@@ -123,7 +123,11 @@ pub fn run(command: &Command, json: bool) -> Result<ExitCode> {
             remove::remove(&cluster, name, *force).await
         })?,
     };
-    print_lines(&if json { vec![deed.json.to_string()] } else { deed.lines })?;
+    print_lines(&match (json, quiet) {
+        (true, _) => vec![deed.json.to_string()],
+        (false, false) => deed.lines,
+        (false, true) => Vec::new(),
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -143,4 +143,6 @@ fn a_worker_needs_the_join_token() {
     run(operator.command(&add[..2]).args(["worker-4", "--role", "worker"]).env_remove("NODEZERO_AGE_IDENTITY"))
         .fails_with(&["--identity"]);
     assert!(!operator.path("profiles/nodes/worker-4.yaml").exists());
+    let outcome = operator.run(&["node", "add", "worker-5", "--role", "worker", "--quiet"]).succeeds(&[]);
+    assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""), "{outcome:#?}");
 }
