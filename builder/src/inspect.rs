@@ -169,6 +169,18 @@ fn read_root(mut device: Region<'_, File>, around: &Around) -> Result<Root> {
     Ok(Root { files: entries.iter().map(file_line).collect(), record, shares })
 }
 
+/// The table of sizes, or why there is none.
+fn write_shares(text: &mut String, shares: &Result<Vec<Share>, String>) {
+    match shares {
+        Ok(shares) => shares::lines(shares).iter().for_each(|line| {
+            let _ = writeln!(text, "{line}");
+        }),
+        Err(why) => {
+            let _ = writeln!(text, "sizes of its parts cannot be told: {why}");
+        }
+    }
+}
+
 /// The components of an image, and what it is not.
 fn write_components(text: &mut String, record: &ImageRecord) {
     for component in &record.components {
@@ -330,14 +342,8 @@ impl Report {
             };
             let _ = writeln!(text, "slot {} root hash {hash}: {verdict}", slot.label);
         }
-        match self.root.as_ref().map(|root| &root.shares) {
-            Some(Ok(shares)) => shares::lines(shares).iter().for_each(|line| {
-                let _ = writeln!(text, "{line}");
-            }),
-            Some(Err(why)) => {
-                let _ = writeln!(text, "sizes of its parts cannot be told: {why}");
-            }
-            None => {}
+        if let Some(root) = &self.root {
+            write_shares(&mut text, &root.shares);
         }
         if let Some(record) = self.record() {
             for note in &record.notes {
