@@ -414,7 +414,8 @@ fn address_of(message: &AddressMessage) -> Option<LinkAddress> {
     Some(LinkAddress {
         link: message.header.index,
         address: Cidr::new(local.or(address)?, message.header.prefix_len)?,
-        link_local: message.header.scope != AddressScope::Universe,
+        // What routers of a site advertise, as QEMU's user network does, reaches them.
+        link_local: !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site),
         tentative: flags.contains(AddressFlags::Tentative),
         taken: flags.contains(AddressFlags::Dadfailed),
     })

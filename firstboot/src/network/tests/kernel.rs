@@ -275,20 +275,20 @@ fn ipv6_alone_is_waited_for() {
     });
 }
 
-/// A router advertisement ([RFC 4861](https://www.rfc-editor.org/rfc/rfc4861), section 4.2) with a prefix to make
-/// addresses of and two DNS servers.
-fn advertisement() -> Vec<u8> {
+/// A router advertisement ([RFC 4861](https://www.rfc-editor.org/rfc/rfc4861), section 4.2) with a prefix of 64 bits to
+/// make addresses of and two DNS servers.
+fn advertisement(prefix: &str) -> Vec<u8> {
     let address = |text: &str| text.parse::<std::net::Ipv6Addr>().expect("address").octets();
     let mut packet = vec![134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
     packet.extend([3, 4, 64, 0xc0, 0, 0, 7, 8, 0, 0, 7, 8, 0, 0, 0, 0]);
-    packet.extend(address("2001:db8:1::"));
+    packet.extend(address(prefix));
     packet.extend([25, 5, 0, 0, 0, 0, 7, 8]);
     packet.extend([address("2001:db8:1::53"), address("fe80::53")].concat());
     packet
 }
 
 /// Runs `client` while a router advertises on a link.
-fn with_router<T>(link: &str, index: u32, client: impl FnOnce() -> T) -> T {
+fn with_router<T>(link: &str, index: u32, prefix: &str, client: impl FnOnce() -> T) -> T {
     let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).expect("socket");
     socket.bind_device(Some(link.as_bytes())).expect("device");
     socket.set_multicast_hops_v6(255).expect("option");
@@ -298,8 +298,8 @@ fn with_router<T>(link: &str, index: u32, client: impl FnOnce() -> T) -> T {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 // Until the link has settled its own address there is none to send from.
-                let _ = socket
-                    .send_to(&advertisement(), &SocketAddr::from(std::net::SocketAddrV6::new(all, 0, 0, index)).into());
+                let to = SocketAddr::from(std::net::SocketAddrV6::new(all, 0, 0, index));
+                let _ = socket.send_to(&advertisement(prefix), &to.into());
                 std::thread::sleep(Duration::from_millis(200));
             }
         });
@@ -313,12 +313,28 @@ fn with_router<T>(link: &str, index: u32, client: impl FnOnce() -> T) -> T {
 fn routers_advertise_addresses_and_dns_servers() {
     in_namespace(|netlink| {
         let index = netlink.link("far0").expect("there").index;
-        let up = with_router("far0", index, || bring_up("ip=eth0:auto6")).expect("up");
+        let prefix = "2001:db8:1::";
+        let up = with_router("far0", index, prefix, || bring_up("ip=eth0:auto6")).expect("up");
         assert_eq!(up.links[0].how, [How::Advertised]);
         assert!(up.links[0].addresses[0].to_string().starts_with("2001:db8:1:0:"), "{}", up.links[0]);
         assert_eq!(up.dns, ["2001:db8:1::53".parse::<IpAddr>().expect("address")]);
-        let up = with_router("far0", index, || bring_up("ip=eth0:auto6 nameserver=9.9.9.9 rd.peerdns=0")).expect("up");
+        let words = "ip=eth0:auto6 nameserver=9.9.9.9 rd.peerdns=0";
+        let up = with_router("far0", index, prefix, || bring_up(words)).expect("up");
         assert_eq!(up.dns, [IpAddr::from([9, 9, 9, 9])]);
+    });
+}
+
+#[test]
+fn an_address_of_a_site_is_more_than_link_local() {
+    in_namespace(|netlink| {
+        let index = netlink.link("far0").expect("there").index;
+        let up = with_router("far0", index, "fec0::", || bring_up("ip=eth0:auto6")).expect("up");
+        assert_eq!(up.links[0].how, [How::Advertised]);
+        assert!(
+            up.links[0].addresses.iter().all(|address| address.to_string().starts_with("fec0::")),
+            "{}",
+            up.links[0]
+        );
     });
 }
 
