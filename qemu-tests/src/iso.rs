@@ -3,7 +3,7 @@
 //! Specifications: [ECMA-119](https://ecma-international.org/publications-and-standards/standards/ecma-119/), and beside
 //! it SUSP 1.12 and RRIP 1.12, of which there are the entries `SP`, `PX` and `NM`. The plain names are numbers, so that
 //! a reader that does not know Rock Ridge finds nothing that it should. Left out: Joliet, files larger than 4 GiB, more
-//! of a directory than fits into one sector, dates.
+//! of a directory than fits into one sector, the order of plain names, dates.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,10 +1,10 @@
-//! A small HTTP server on the host's loopback, which guests reach at [`GUEST_SEES`].
+//! A small HTTP server on the host's loopback, which guests reach at [`GUEST_SEES`], or at [`GUEST_SEES6`].
 //!
 //! It answers `GET` with what it was given and closes the connection; anything else and any other path is refused.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -14,12 +14,16 @@ use anyhow::{Context, Result};
 /// The host's loopback, as QEMU's user network shows it to guests.
 pub const GUEST_SEES: &str = "10.0.2.2";
 
+/// The host's loopback of IPv6, as QEMU's user network shows it to guests.
+pub const GUEST_SEES6: &str = "[fec0::2]";
+
 /// How long a guest may take to send its request.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The server. It answers until the test's process ends.
 #[derive(Debug)]
 pub struct Server {
+    host: &'static str,
     port: u16,
     requests: Arc<Mutex<Vec<String>>>,
 }
@@ -30,7 +34,19 @@ impl Server {
     /// # Errors
     /// When there is no free port.
     pub fn start(pages: BTreeMap<String, Vec<u8>>) -> Result<Server> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("listening on loopback")?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), GUEST_SEES, pages)
+    }
+
+    /// Like [`Server::start`], by IPv6.
+    ///
+    /// # Errors
+    /// When there is no free port, or no IPv6.
+    pub fn start6(pages: BTreeMap<String, Vec<u8>>) -> Result<Server> {
+        Self::start_at(Ipv6Addr::LOCALHOST.into(), GUEST_SEES6, pages)
+    }
+
+    fn start_at(address: IpAddr, host: &'static str, pages: BTreeMap<String, Vec<u8>>) -> Result<Server> {
+        let listener = TcpListener::bind((address, 0)).with_context(|| format!("listening on {address}"))?;
         let port = listener.local_addr()?.port();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&requests);
@@ -40,12 +56,12 @@ impl Server {
                 let _ = answer(stream, &pages, &seen);
             }
         });
-        Ok(Server { port, requests })
+        Ok(Server { host, port, requests })
     }
 
     /// The URL of a page, as guests reach it.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{GUEST_SEES}:{}{path}", self.port)
+        format!("http://{}:{}{path}", self.host, self.port)
     }
 
     /// The paths that were asked for so far.
