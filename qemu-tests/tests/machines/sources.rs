@@ -11,7 +11,7 @@ use qemu_tests::guest::{free_port, key};
 use qemu_tests::ignition::Config;
 use qemu_tests::machine::{Card, Clock, Network};
 use qemu_tests::wire::{Host, Request, Response, Wire, not_found};
-use qemu_tests::{Bus, Machine, Platform, Role, Scenario, images, scenario};
+use qemu_tests::{Machine, Platform, Role, Scenario, images, scenario};
 use serde_json::json;
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -174,16 +174,7 @@ fn every_other_way_is_found() {
         let config = Config::new().to_bytes();
         let wire = provider(openstack)?;
         let cards = Network::Cards(vec![Card::Wire(wire.port(0).to_owned())]);
-        // As OpenStack makes and attaches it; as anybody makes a stick; as hypervisors at home do.
-        let meta: (&str, &[u8]) = ("openstack/latest/meta_data.json", b"{\"uuid\": \"83679162\"}");
-        let cloud = s.config_disc("config-2", &[meta, ("openstack/latest/user_data", &config)])?;
-        let stick = s.config_drive("ignition", &[("config.ign", &config)])?.bus(Bus::Usb);
-        for (case, drive) in [("config-2", cloud), ("ignition", stick)] {
-            let vm = s.start(&Machine::new("edge").disk(s.boot_disk(&image)?).disk(drive))?;
-            vm.wait_ready().context(case)?;
-            vm.report()?.expect_value(key::CONFIG, "drive")?;
-            vm.cut_power()?;
-        }
+        // As hypervisors at home attach it.
         let files: [(&str, &[u8]); 2] = [("meta-data", b"instance-id: worker-1\n"), ("user-data", &config)];
         let disc = s.config_disc("cidata", &files)?;
         let metal = images::built(Role::Worker, Platform::Metal)?.path;
@@ -191,6 +182,16 @@ fn every_other_way_is_found() {
         vm.wait_ready().context("cidata")?;
         vm.report()?.expect_value(key::CONFIG, "drive")?;
         vm.cut_power()?;
+        // As OpenStack does, and a plain disk.
+        let meta: (&str, &[u8]) = ("openstack/latest/meta_data.json", b"{\"uuid\": \"83679162\"}");
+        let cloud = s.config_disc("config-2", &[meta, ("openstack/latest/user_data", &config)])?;
+        let plain = s.config_drive("ignition", &[("config.ign", &config)])?;
+        for (case, drive) in [("config-2", cloud), ("ignition", plain)] {
+            let vm = s.start(&Machine::new("edge").disk(s.boot_disk(&image)?).disk(drive))?;
+            vm.wait_ready().context(case)?;
+            vm.report()?.expect_value(key::CONFIG, "drive")?;
+            vm.cut_power()?;
+        }
         let machine = Machine::new("edge").disk(s.boot_disk(&image)?).network(cards);
         let vm = s.start(&machine.smbios(1, "manufacturer=OpenStack Foundation,product=OpenStack Nova"))?;
         vm.wait_ready().context("OpenStack")?;
