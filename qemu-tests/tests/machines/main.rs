@@ -1,5 +1,5 @@
-//! All tests that need virtual machines, as one program: cargo runs programs one after the other, and tests of one
-//! program at a time, so that both turns that [`qemu_tests::scenario`] gives are taken until the end.
+//! All tests that need virtual machines, as one program: cargo runs programs one after the other, and the tests of one
+//! program beside each other, so that both turns that [`qemu_tests::scenario`] gives are taken until the end.
 //!
 //! `cargo test -p qemu-tests --test machines data_disks` runs those of one module.
 
