@@ -120,7 +120,7 @@ func runServer(ctx context.Context, cancel func(), options *config.Config, socke
 			plane.Failed <- err
 		}
 	}()
-	node, err := agent.New(options, "https://127.0.0.1:"+options.Text("https-listen-port"), plane.Token)
+	node, err := agent.New(options, "https://127.0.0.1:"+options.Text("https-listen-port"), plane.AgentToken)
 	if err != nil {
 		return err
 	}

@@ -32,8 +32,8 @@ import (
 type ControlPlane struct {
 	// Admin may do everything.
 	Admin *rest.Config
-	// Token is the full server token.
-	Token string
+	// AgentToken is the full token with which agents join.
+	AgentToken string
 	// Failed tells of the first component that ended.
 	Failed chan error
 
@@ -56,7 +56,8 @@ func Start(ctx context.Context, options *config.Config) (*ControlPlane, error) {
 		return nil, err
 	}
 	plane := &ControlPlane{
-		Token: files.token, Failed: make(chan error, 4), options: options, files: files, apiEnded: make(chan struct{}),
+		AgentToken: files.agentToken, Failed: make(chan error, 4), options: options, files: files,
+		apiEnded: make(chan struct{}),
 	}
 	etcd, endpoint, err := startEtcd(ctx, options)
 	if err != nil {

@@ -18,14 +18,12 @@ import (
 
 // files is what lies in the server's directory, and what it says.
 type files struct {
-	directory          string
-	port               string
-	advertise          string
-	token              string
-	password           string
-	agentPassword      string
-	serverCA, clientCA *pki.Authority
-	settings           supervisor.Settings
+	directory, port, advertise string
+	token, password            string
+	// Those of servers where agents have no others.
+	agentToken, agentPassword string
+	serverCA, clientCA        *pki.Authority
+	settings                  supervisor.Settings
 }
 
 // prepareFiles makes what is missing: authorities, certificates, kubeconfigs of the components, tokens.
@@ -164,33 +162,45 @@ func (f *files) prepareTokens(options *config.Config) error {
 	if f.token, err = token.Format(f.serverCA.Bundle, "server", f.password); err != nil {
 		return err
 	}
-	if err := f.prepareAgentToken(options); err != nil {
-		return err
-	}
 	if err := os.WriteFile(f.path("token"), []byte(f.token+"\n"), 0o600); err != nil {
 		return err
 	}
-	if err := os.Remove(f.path("node-token")); err != nil && !os.IsNotExist(err) {
+	if err := f.linkToken("node-token"); err != nil {
 		return err
 	}
-	return os.Symlink(f.path("token"), f.path("node-token"))
+	return f.prepareAgentToken(options)
+}
+
+// linkToken gives the server's token another name.
+func (f *files) linkToken(name string) error {
+	if err := os.Remove(f.path(name)); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return os.Symlink(f.path("token"), f.path(name))
 }
 
 func (f *files) prepareAgentToken(options *config.Config) error {
 	wanted, err := options.Secret("agent-token")
-	if err != nil || wanted == "" {
+	if err != nil {
 		return err
+	}
+	if wanted == "" {
+		f.agentToken, f.agentPassword = f.token, f.password
+		return f.linkToken("agent-token")
 	}
 	parsed, err := token.Parse(wanted)
 	if err != nil {
 		return fmt.Errorf("reading agent-token: %w", err)
 	}
 	f.agentPassword = parsed.Password
-	full, err := token.Format(f.serverCA.Bundle, "node", f.agentPassword)
-	if err != nil {
+	if f.agentToken, err = token.Format(f.serverCA.Bundle, "node", f.agentPassword); err != nil {
 		return err
 	}
-	return os.WriteFile(f.path("agent-token"), []byte(full+"\n"), 0o600)
+	// What is written there must not become the server's token.
+	if err := os.Remove(f.path("agent-token")); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return os.WriteFile(f.path("agent-token"), []byte(f.agentToken+"\n"), 0o600)
 }
 
 // NodeName is the name that was asked for, or the host's.

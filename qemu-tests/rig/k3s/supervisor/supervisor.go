@@ -40,7 +40,8 @@ type Settings struct {
 
 // Supervisor answers nodes.
 type Supervisor struct {
-	// ServerToken and AgentToken are the passwords that admit a node; AgentToken may be "".
+	// ServerToken and AgentToken are the passwords of the users "server" and "node". An agent always comes as "node",
+	// so the token of servers admits it only where that is the token of agents, too.
 	ServerToken, AgentToken string
 	ServerCA, ClientCA      *pki.Authority
 	Settings                Settings
@@ -84,8 +85,8 @@ func (s *Supervisor) serveSettings(response http.ResponseWriter, _ *http.Request
 // admit lets only those pass who know a token.
 func (s *Supervisor) admit(next http.HandlerFunc) http.HandlerFunc {
 	return func(response http.ResponseWriter, request *http.Request) {
-		_, password, _ := request.BasicAuth()
-		if !matches(password, s.ServerToken) && !matches(password, s.AgentToken) {
+		user, password, _ := request.BasicAuth()
+		if !matches(password, map[string]string{"server": s.ServerToken, "node": s.AgentToken}[user]) {
 			http.Error(response, "unauthorized", http.StatusUnauthorized)
 			return
 		}

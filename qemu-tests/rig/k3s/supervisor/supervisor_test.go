@@ -26,7 +26,7 @@ var requests = []struct {
 	{"the API server's paths are left to it", http.MethodGet, "/api", "", "", "", http.StatusTeapot},
 	{"no token", http.MethodGet, "/v1-k3s/config", "", "", "", http.StatusUnauthorized},
 	{"a wrong token", http.MethodGet, "/v1-k3s/config", "other", "", "", http.StatusUnauthorized},
-	{"the server's token", http.MethodGet, "/v1-k3s/config", "for-servers", "", "", http.StatusOK},
+	{"an agent with the server's token", http.MethodGet, "/v1-k3s/config", "for-servers", "", "", http.StatusUnauthorized},
 	{"the agents' token", http.MethodGet, "/v1-k3s/config", "for-agents", "", "", http.StatusOK},
 	{"no such path", http.MethodGet, "/v1-k3s/other", "for-agents", "", "", http.StatusNotFound},
 	{"a node without a name", http.MethodPost, kubelet, "for-agents", "", "one", http.StatusBadRequest},
@@ -71,6 +71,19 @@ func TestNoTokenAdmitsNobody(t *testing.T) {
 	supervisor.Wrap(http.NotFoundHandler()).ServeHTTP(recorder, request)
 	if recorder.Code != http.StatusUnauthorized {
 		t.Errorf("the status is %d, expected %d", recorder.Code, http.StatusUnauthorized)
+	}
+}
+
+func TestServersHaveATokenOfTheirOwn(t *testing.T) {
+	handler := newSupervisor(t).Wrap(http.NotFoundHandler())
+	for token, status := range map[string]int{"for-servers": http.StatusOK, "for-agents": http.StatusUnauthorized} {
+		request := httptest.NewRequest(http.MethodGet, "/v1-k3s/config", nil)
+		request.SetBasicAuth("server", token)
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, request)
+		if recorder.Code != status {
+			t.Errorf("%s: the status is %d, expected %d", token, recorder.Code, status)
+		}
 	}
 }
 
