@@ -9,16 +9,34 @@ use crate::node::join::{is_for_kubelet, is_label_key};
 use crate::problem::Findings;
 
 /// Settings that follow from the profile, and where they are said there.
-const OURS: [(&str, &str); 19] = [
+const OURS: [(&str, &str); 38] = [
     ("server", "it follows from k3s.server of cluster.yaml"),
+    ("token", "it follows from k3s.token of cluster.yaml"),
     ("token-file", "it follows from k3s.token of cluster.yaml"),
+    ("agent-token", "it follows from k3s.token of cluster.yaml"),
     ("agent-token-file", "it follows from k3s.token of cluster.yaml"),
     ("node-name", "it is the name of the file"),
+    ("with-node-id", "the node is known by the name of the file alone"),
     ("node-ip", "it is the mesh address"),
     ("node-external-ip", "nodes are reached over the mesh"),
+    ("flannel-external-ip", "nodes are reached over the mesh"),
     ("advertise-address", "it is the mesh address"),
+    ("advertise-port", "nodes and the operator reach the API at port 6443"),
+    ("https-listen-port", "nodes, the operator and the firewall know the API at port 6443"),
     ("bind-address", "the firewall decides who reaches the API"),
     ("flannel-iface", "it is the mesh"),
+    ("vpn-auth", "a node is in the mesh before K3s starts"),
+    ("vpn-auth-file", "a node is in the mesh before K3s starts"),
+    ("write-kubeconfig", "a control node finds it at /etc/rancher/k3s/k3s.yaml"),
+    ("private-registry", "say k3s.registries in cluster.yaml"),
+    ("disable-agent", "a control node is a Node, too, and waits until that is Ready"),
+    ("disable-apiserver", "a control node has all of a server"),
+    ("disable-controller-manager", "a control node has all of a server"),
+    ("disable-scheduler", "a control node has all of a server"),
+    ("disable-etcd", "a control node has all of a server"),
+    ("container-runtime-endpoint", "the image's containers are in K3s' own containerd"),
+    ("docker", "the image's containers are in K3s' own containerd"),
+    ("log", "a node reads in the journal why K3s does not start"),
     ("cluster-cidr", "say k3s.podNetwork in cluster.yaml"),
     ("service-cidr", "say k3s.serviceNetwork in cluster.yaml"),
     ("node-label", "say labels"),
@@ -26,22 +44,14 @@ const OURS: [(&str, &str); 19] = [
     ("data-dir", "it is /var/lib/rancher/k3s"),
     ("cluster-init", "it follows from the number of control nodes"),
     ("cluster-reset", "it is done once, by hand"),
+    ("cluster-reset-restore-path", "it is done once, by hand"),
     ("config", "these settings are that file"),
     ("debug", "say v: 1 or more"),
     ("rootless", "K3s runs as root"),
 ];
 
 /// Settings that hold secrets.
-const SECRET: [&str; 8] = [
-    "token",
-    "agent-token",
-    "datastore-endpoint",
-    "etcd-s3-access-key",
-    "etcd-s3-secret-key",
-    "etcd-s3-session-token",
-    "vpn-auth",
-    "private-registry",
-];
+const SECRET: [&str; 4] = ["datastore-endpoint", "etcd-s3-access-key", "etcd-s3-secret-key", "etcd-s3-session-token"];
 
 /// Checks settings of K3s' config.yaml.
 pub(crate) fn check_config(path: &str, config: &Map<String, Value>, findings: &mut Findings) {

@@ -247,8 +247,18 @@ fn what_is_wrong_with_a_cluster_is_told_with_its_place() {
         ),
         (
             "secret setting",
+            "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  config: {control: {datastore-endpoint: x}}\n",
+            "cluster.yaml:5:42: k3s.config.control.datastore-endpoint: datastore-endpoint holds a secret",
+        ),
+        (
+            "token",
             "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  config: {worker: {token: x}}\n",
-            "cluster.yaml:5:28: k3s.config.worker.token: token holds a secret",
+            "cluster.yaml:5:28: k3s.config.worker.token: token is not said here: it follows from k3s.token",
+        ),
+        (
+            "another port",
+            "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  config: {control: {https-listen-port: 443}}\n",
+            "cluster.yaml:5:41: k3s.config.control.https-listen-port: https-listen-port is not said here: nodes, the",
         ),
         (
             "password",
