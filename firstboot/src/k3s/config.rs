@@ -1,9 +1,9 @@
 //! K3s' `config.yaml`: what a node says to K3s, from its profile and its place in the mesh. Pure.
 //!
 //! Every key is an option of K3s' command line
-//! ([server](https://docs.k3s.io/cli/server), [agent](https://docs.k3s.io/cli/agent)); one that the running K3s does not
-//! know stops it, so an agent is given none of the server's. Values are written as JSON, which YAML takes, so that no
-//! text of a profile can become something else.
+//! ([server](https://docs.k3s.io/cli/server), [agent](https://docs.k3s.io/cli/agent)). One that the running K3s does not
+//! know it skips with a warning, which the step repeats; so an agent is given none of the server's. Values are written as
+//! JSON, which YAML takes, so that no text of a profile can become something else.
 //!
 //! A profile's `cluster.config` is taken over as it is, but for what follows from the profile's other fields and the
 //! mesh ([`OWN`]): two places for one fact would differ one day.
@@ -22,14 +22,17 @@ use crate::mesh;
 /// The label that says a node's role from its first moment on.
 pub(crate) const ROLE_LABEL: &str = "nodezero.dev/role";
 
-/// What only NodeZero sets. Secrets are in files, and the data lies where this program looks for it.
-const OWN: [&str; 15] = [
+/// What only NodeZero sets. Secrets are in files; data, credentials and the API are where this program looks for them.
+const OWN: [&str; 19] = [
     "advertise-address",
     "agent-token",
+    "agent-token-file",
     "cluster-cidr",
     "config",
     "data-dir",
+    "disable-agent",
     "flannel-iface",
+    "https-listen-port",
     "node-ip",
     "node-name",
     "server",
@@ -39,6 +42,7 @@ const OWN: [&str; 15] = [
     "vpn-auth",
     "vpn-auth-file",
     "with-node-id",
+    "write-kubeconfig",
 ];
 
 /// Lists to which a profile may add.

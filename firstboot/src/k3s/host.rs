@@ -17,6 +17,8 @@ use crate::sys;
 const CONNECT: Duration = Duration::from_secs(5);
 /// How much of a unit's log is looked at.
 const LINES: &str = "--lines=60";
+/// The same at the log's beginning, where K3s reads its configuration.
+const FIRST_LINES: &str = "--lines=+60";
 
 /// A unit of systemd.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +50,9 @@ pub(crate) trait Host {
 
     /// The last lines of a unit's log of this boot; none where it cannot be read.
     fn log(&self, unit: &str) -> Vec<Line>;
+
+    /// The first lines of a unit's log of this boot; none where it cannot be read.
+    fn first_log(&self, unit: &str) -> Vec<Line>;
 
     /// The node's own object.
     fn node(&self, access: &Access, name: &str) -> Result<Option<Node>, ApiError>;
@@ -98,10 +103,11 @@ impl Host for System {
     }
 
     fn log(&self, unit: &str) -> Vec<Line> {
-        let arguments = ["--boot", "--quiet", "--no-pager", "--output=short-unix", LINES, "--unit", unit];
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let output = run("journalctl", &arguments, b"", |code| code == 0);
-        output.map(|output| log::parse(&String::from_utf8_lossy(&output.stdout), now)).unwrap_or_default()
+        journal(unit, LINES)
+    }
+
+    fn first_log(&self, unit: &str) -> Vec<Line> {
+        journal(unit, FIRST_LINES)
     }
 
     fn node(&self, access: &Access, name: &str) -> Result<Option<Node>, ApiError> {
@@ -133,6 +139,14 @@ impl Host for System {
         }
         !sys::is_terminated()
     }
+}
+
+/// So many lines of a unit's log of this boot.
+fn journal(unit: &str, lines: &str) -> Vec<Line> {
+    let arguments = ["--boot", "--quiet", "--no-pager", "--output=short-unix", lines, "--unit", unit];
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let output = run("journalctl", &arguments, b"", |code| code == 0);
+    output.map(|output| log::parse(&String::from_utf8_lossy(&output.stdout), now)).unwrap_or_default()
 }
 
 /// Parses `systemctl show`.

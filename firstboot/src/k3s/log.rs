@@ -3,6 +3,7 @@
 //! K3s has no other way to tell, so its words are looked for: short parts of them that have stood for years
 //! (`pkg/agent/config` and `pkg/clientaccess` of its source). A line that is not known is shown as it is.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// A line of a unit's log.
@@ -66,7 +67,8 @@ const WORDS: [(&str, Told); 22] = [
     ("401 unauthorized", Told::TokenRefused),
     ("token is not valid", Told::TokenRefused),
     ("flag provided but not defined", Told::Option),
-    ("unknown flag", Told::Option),
+    // Of a component. One of config.yaml that K3s does not know it skips: see `skipped`.
+    ("unknown flag: ", Told::Option),
     ("unable to find interface", Told::Interface),
     ("failed to find the interface", Told::Interface),
     ("ca cert validation failed", Told::Certificate),
@@ -90,21 +92,34 @@ fn told(text: &str) -> Option<Told> {
     WORDS.iter().find(|(part, _)| text.contains(part)).map(|(_, told)| *told)
 }
 
-/// The last lines as a block, bounded, without what is `secret`.
-pub(crate) fn tail(lines: &[Line], secret: &str) -> String {
+/// The settings of `config.yaml` that K3s said it skips, for it does not know them.
+pub(crate) fn skipped(lines: &[Line]) -> BTreeSet<String> {
+    let name = |line: &Line| {
+        let (_, rest) = line.text.split_once("Unknown flag ")?;
+        let (name, rest) = rest.split_once(' ')?;
+        let name = name.trim_start_matches('-');
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        (is_name && rest.starts_with("found in ") && rest.contains("skipping")).then(|| name.to_owned())
+    };
+    lines.iter().filter_map(name).collect()
+}
+
+/// The last lines as a block, bounded, without `secrets`.
+pub(crate) fn tail(lines: &[Line], secrets: &[String]) -> String {
     const LINES: usize = 8;
     const WIDTH: usize = 400;
     let last = &lines[lines.len().saturating_sub(LINES)..];
     if last.is_empty() {
         return "its log is empty".to_owned();
     }
-    let shown = last.iter().map(|line| redact(&line.text, secret).chars().take(WIDTH).collect::<String>());
+    let shown = last.iter().map(|line| redact(&line.text, secrets).chars().take(WIDTH).collect::<String>());
     format!("its last lines:\n{}", shown.collect::<Vec<_>>().join("\n"))
 }
 
-/// A text without what is `secret`.
-pub(crate) fn redact(text: &str, secret: &str) -> String {
-    if secret.is_empty() { text.to_owned() } else { text.replace(secret, "(secret)") }
+/// A text without `secrets`.
+pub(crate) fn redact(text: &str, secrets: &[String]) -> String {
+    let secrets = secrets.iter().filter(|secret| !secret.is_empty());
+    secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "(secret)"))
 }
 
 /// Parses what `journalctl --output=short-unix` prints: seconds since 1970, host, program, text.
@@ -158,11 +173,29 @@ mod tests {
                 Some(Told::ServerStarts),
             ),
             (r#"level=fatal msg="flag provided but not defined: -flanel""#, Some(Told::Option)),
+            (
+                r#"level=fatal msg="kubelet exited: failed to parse kubelet flag: unknown flag: --flanel""#,
+                Some(Told::Option),
+            ),
+            (r#"level=warning msg="Unknown flag --flanel found in config.yaml, skipping\n""#, None),
             (r#"level=info msg="Running kubelet""#, None),
             ("", None),
         ] {
             assert_eq!(told(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_k3s_skips_is_found() {
+        let lines = [
+            line(9, r#"time="x" level=warning msg="Unknown flag --no-such found in config.yaml, skipping\n""#),
+            line(9, r#"level=warning msg="Unknown flag --a found in config.yaml, skipping""#),
+            line(8, r#"level=warning msg="Unknown flag --a found in config.yaml, skipping""#),
+            line(8, r#"level=fatal msg="unknown flag: --b""#),
+            line(8, "Unknown flag -- found in config.yaml, skipping"),
+            line(8, "Unknown flag"),
+        ];
+        assert_eq!(skipped(&lines).into_iter().collect::<Vec<_>>(), ["a", "no-such"]);
     }
 
     #[test]
@@ -188,11 +221,12 @@ mod tests {
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1], line(4, "k3s.service: Main process exited").aged(lines[1].age));
         assert_eq!((lines[0].age.as_secs(), lines[1].age.as_secs()), (9, 4));
-        let shown = tail(&lines, "s3cret");
+        let shown = tail(&lines, &["s3cret".to_owned(), String::new(), "Main".to_owned()]);
         assert!(shown.contains("token (secret) is: bad") && !shown.contains("s3cret"), "{shown}");
-        assert_eq!(tail(&[], "x"), "its log is empty");
+        assert!(shown.contains("k3s.service: (secret) process"), "{shown}");
+        assert_eq!(tail(&[], &["x".to_owned()]), "its log is empty");
         let many: Vec<Line> = (0..50).map(|_| line(1, &"y".repeat(9000))).collect();
-        assert!(tail(&many, "").len() < 4000);
+        assert!(tail(&many, &[]).len() < 4000);
     }
 
     impl Line {

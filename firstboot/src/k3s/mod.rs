@@ -9,9 +9,9 @@
 //! only where its configuration changed. The token's file stays, for K3s reads it at each start.
 //!
 //! Documents: [configuration file](https://docs.k3s.io/installation/configuration),
-//! [tokens](https://docs.k3s.io/cli/token), [node passwords](https://docs.k3s.io/architecture). Left out: labels and
-//! taints that change later, which K3s takes at a node's first registration only: labels are the step `registration`'s,
-//! taints the operator's.
+//! [tokens](https://docs.k3s.io/cli/token), [node passwords](https://docs.k3s.io/architecture). Left out: taints that
+//! change later, which K3s takes at a node's first registration only, and labels that a profile has no longer: K3s gives
+//! a node its labels at each start, and takes none away. Both are looked at by the step `registration`.
 
 pub(crate) mod config;
 pub(crate) mod host;
@@ -20,6 +20,7 @@ pub(crate) mod log;
 mod tests;
 pub(crate) mod wait;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -121,6 +122,8 @@ pub(crate) struct Cluster {
     host: Box<dyn Host>,
     root: PathBuf,
     server: Option<Endpoint>,
+    /// Settings that K3s does not know.
+    skipped: BTreeSet<String>,
 }
 
 impl Cluster {
@@ -133,6 +136,7 @@ impl Cluster {
             host: Box::new(System::new()),
             root: "/".into(),
             server: None,
+            skipped: BTreeSet::new(),
         })
     }
 
@@ -148,9 +152,13 @@ impl Cluster {
         self.root.join(path.strip_prefix("/").unwrap_or(path))
     }
 
-    /// Reads the token, to see that it is one for root alone, and to know what no message may show.
-    fn secret(&self) -> anyhow::Result<String> {
-        let path = self.at(&self.membership.token_file);
+    /// Reads the tokens, to see that they are for root alone, and to know what no message may show.
+    fn secrets(&self) -> anyhow::Result<Vec<String>> {
+        Ok(vec![self.secret(&self.membership.token_file)?])
+    }
+
+    fn secret(&self, path: &Path) -> anyhow::Result<String> {
+        let path = self.at(path);
         let metadata = fs::metadata(&path).with_context(|| format!("reading {}", path.display()))?;
         let mode = metadata.mode() & 0o7777;
         ensure!(mode & 0o077 == 0, "{} has mode {mode:04o}, expected 0600", path.display());
@@ -170,7 +178,7 @@ impl Cluster {
             server: self.server.as_ref().map(|server| server.address),
             boot_id: self.host.boot_id().or_fail(WHAT, "restart")?,
             token_file: self.membership.token_file.display().to_string(),
-            secret: self.secret().or_fail(WHAT, RERENDER)?,
+            secrets: self.secrets().or_fail(WHAT, RERENDER)?,
             patience: self.membership.wait.map_or(PATIENCE, |wait| Duration::from_secs(wait.into())),
         })
     }
@@ -210,7 +218,7 @@ impl Step for Cluster {
 
     /// A start of K3s is a step's work at every boot; what runs already is looked at again.
     fn check(&mut self, journal: &Journal) -> Result<Check, Failure> {
-        self.secret().or_fail(WHAT, RERENDER)?;
+        self.secrets().or_fail(WHAT, RERENDER)?;
         let address = self.mesh.address(journal)?;
         let server = self.membership.server.as_ref();
         let doing = server.map_or_else(|| "runs the cluster".to_owned(), |server| format!("joins {server}"));
@@ -235,11 +243,20 @@ impl Step for Cluster {
             self.host.start(unit, again).or_fail(WHAT, "restart")?;
         }
         let wanted = self.wanted(journal)?;
-        wait::ready(&*self.host, &wanted, progress)
+        wait::ready(&*self.host, &wanted, progress)?;
+        self.skipped = log::skipped(&self.host.first_log(unit));
+        Ok(())
     }
 
     fn verify(&mut self, journal: &Journal) -> Result<String, Failure> {
         let wanted = self.wanted(journal)?;
         wait::ready_now(&*self.host, &wanted)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warning = |name| {
+            format!("K3s does not know the setting {name}, and goes on without it: correct k3s.config of the profile")
+        };
+        self.skipped.iter().map(warning).collect()
     }
 }

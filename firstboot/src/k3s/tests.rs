@@ -93,6 +93,12 @@ impl Host for Rc<Played> {
         self.moment().log.iter().map(line).collect()
     }
 
+    fn first_log(&self, _unit: &str) -> Vec<Line> {
+        let moments = self.moments.borrow();
+        let lines = moments.iter().flat_map(|(_, moment)| &moment.log);
+        lines.map(|text| Line { age: self.now.get(), text: (*text).to_owned() }).collect()
+    }
+
     fn node(&self, _access: &Access, _name: &str) -> Result<Option<Object>, ApiError> {
         let server = "https://127.0.0.1:6444".to_owned();
         self.moment().node.map_err(|code| match code {
@@ -206,6 +212,17 @@ fn a_worker_joins_and_a_second_run_changes_nothing() {
     assert!(result.is_ok(), "{said:?}");
     assert_eq!(*rig.host.started.borrow(), ["k3s-agent.service", "k3s-agent.service again"]);
     assert!(rig.config().contains("https://100.64.0.2:6443") && said[0].contains("configuration changed"), "{said:?}");
+}
+
+#[test]
+fn a_setting_that_k3s_skips_is_a_warning_and_no_cause() {
+    let skips = Moment::said(r#"level=warning msg="Unknown flag --no-such found in config.yaml, skipping""#);
+    let mut rig = rig("worker", JOINS, vec![(0, skips), (90, Moment::ready())]);
+    let (result, said) = rig.run();
+    result.expect("it is waited on");
+    assert!(!said.iter().any(|line| line.contains("K3s says")), "{said:?}");
+    let warnings = rig.step.warnings();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("K3s does not know the setting no-such"), "{warnings:?}");
 }
 
 #[test]

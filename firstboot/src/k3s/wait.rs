@@ -48,7 +48,7 @@ pub(crate) struct Wanted<'a> {
     /// Where the join token is.
     pub(crate) token_file: String,
     /// What no message may show.
-    pub(crate) secret: String,
+    pub(crate) secrets: Vec<String>,
     /// How long to wait at once.
     pub(crate) patience: Duration,
 }
@@ -111,7 +111,7 @@ pub(crate) fn ready(host: &dyn Host, wanted: &Wanted<'_>, progress: &mut dyn FnM
         if now >= next_tell {
             next_tell = now + TELL;
             let (waited, patience) = ((now - begin).as_secs(), wanted.patience.as_secs());
-            let why = log::redact(&in_words(&cause, wanted), &wanted.secret);
+            let why = log::redact(&in_words(&cause, wanted), &wanted.secrets);
             progress(&format!("waiting for node {} to be Ready, {waited} s of {patience} s: {why}", wanted.name));
         }
         if !host.sleep(LOOK) {
@@ -222,8 +222,8 @@ fn failure(cause: &Cause, host: &dyn Host, wanted: &Wanted<'_>, waited: Duration
             "see that nothing in cluster.config changes its addresses, and restart".to_owned(),
         ),
     };
-    let tail = log::tail(&host.log(wanted.unit), &wanted.secret);
-    let why = log::redact(&in_words(cause, wanted), &wanted.secret);
+    let tail = log::tail(&host.log(wanted.unit), &wanted.secrets);
+    let why = log::redact(&in_words(cause, wanted), &wanted.secrets);
     Failure::new(what, format!("{why}\n{tail}"), remedy).retrying()
 }
 
@@ -241,7 +241,10 @@ fn told_failure(told: Told, wanted: &Wanted<'_>) -> (String, String) {
         ),
         Told::TokenRefused => (
             "the cluster refuses the join token".to_owned(),
-            format!("render {name} anew with the cluster's present token, and give it the new configuration"),
+            format!(
+                "render {name} anew with the cluster's present token, and give it the new configuration; control nodes \
+                 must have a token before others join with it"
+            ),
         ),
         Told::DataStoreToken => (
             "the join token is not the one that this cluster's data was made with".to_owned(),
