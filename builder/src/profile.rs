@@ -23,7 +23,8 @@ const LIMIT: u64 = 32 << 20;
 /// What to do with a profile.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tell everything that is wrong with a directory of profiles, with file, line, column and a hint
+    /// Tell everything that is wrong with a directory of profiles, with file, line, column and a hint; warnings are no
+    /// failure
     Check {
         /// The directory: cluster.yaml and nodes/NAME.yaml
         #[arg(env = "NODEZERO_PROFILES", default_value = ".")]
@@ -62,7 +63,7 @@ pub enum Schema {
 /// When a file cannot be read or is not of its form.
 pub fn run(command: &Command, json: bool, progress: &Progress) -> Result<ExitCode> {
     match command {
-        Command::Check { dir } => return check(dir, json),
+        Command::Check { dir } => return check(dir, json, progress),
         Command::Render(arguments) => render::run(arguments, json, progress)?,
         Command::Schema { of } => print!("{}", schema_text(*of)?),
         Command::Plan { inventory, profile } => return plan_disks(inventory, profile, json),
@@ -93,16 +94,17 @@ pub fn load(dir: &Path) -> Result<Profiles> {
     })
 }
 
-fn check(dir: &Path, json: bool) -> Result<ExitCode> {
+fn check(dir: &Path, json: bool, progress: &Progress) -> Result<ExitCode> {
     let result = parse(dir)?;
-    let (findings, nodes) = match &result {
-        Ok(profiles) => (&[][..], profiles.nodes().count()),
-        Err(findings) => (findings.as_slice(), 0),
+    let (findings, warnings, nodes) = match &result {
+        Ok(profiles) => (&[][..], profiles.warnings(), profiles.nodes().count()),
+        Err(findings) => (findings.as_slice(), &[][..], 0),
     };
     if json {
-        let report = json!({ "sound": findings.is_empty(), "findings": findings });
+        let report = json!({ "sound": findings.is_empty(), "findings": findings, "warnings": warnings });
         println!("{}", serde_json::to_string_pretty(&report).context("printing the findings")?);
     } else if let Ok(profiles) = &result {
+        warnings.iter().for_each(|warning| progress.warn(&warning.to_string()));
         println!("{}: the cluster {} with {nodes} nodes is sound", dir.display(), profiles.cluster());
     } else {
         findings.iter().for_each(|finding| println!("{finding}"));

@@ -78,7 +78,12 @@ fn mode(path: &Path) -> u32 {
 #[test]
 fn a_cluster_is_begun_and_its_nodes_are_rendered() {
     let own = Operator::with_cluster();
-    assert_eq!(own.good(&["profile", "check"]), "cloud: the cluster home with 3 nodes is sound\n");
+    let checked = own.run(&["profile", "check"]);
+    let (said, warned) = (String::from_utf8_lossy(&checked.stdout), String::from_utf8_lossy(&checked.stderr));
+    assert!(checked.status.success() && said == "cloud: the cluster home with 3 nodes is sound\n", "{checked:?}");
+    assert!(warned.contains("cloud/cluster.yaml:8:1: mesh.tags: no tags for control-1, vps-1, worker-1:"), "{warned}");
+    let report: serde_json::Value = serde_json::from_str(&own.good(&["profile", "check", "--json"])).expect("JSON");
+    assert!(report["sound"] == true && report["warnings"][0]["path"] == "mesh.tags", "{report}");
     for node in ["control-1", "worker-1", "vps-1"] {
         own.good(&["render", node, "--out", "a.ign"]);
         let (file, printed) =

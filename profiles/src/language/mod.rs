@@ -60,7 +60,7 @@ pub struct Sources<'a> {
     pub read: &'a dyn Fn(&str) -> Result<String, String>,
 }
 
-/// One thing that is wrong with profiles.
+/// One thing that is wrong with profiles, or a warning.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// The file.
@@ -95,6 +95,7 @@ impl fmt::Display for Finding {
 pub struct Profiles {
     cluster: Cluster,
     nodes: BTreeMap<NodeName, Profile>,
+    warnings: Vec<Finding>,
 }
 
 /// What nodes have in common, beyond what each node has of it already.
@@ -146,6 +147,12 @@ impl Profiles {
     #[must_use]
     pub fn token(&self) -> &SecretRef {
         &self.cluster.token
+    }
+
+    /// What is sound, and likely not what is wanted; sorted by file and place.
+    #[must_use]
+    pub fn warnings(&self) -> &[Finding] {
+        &self.warnings
     }
 
     /// The nodes, by name. What they hold is `node.json` without digest and registration.

@@ -186,6 +186,28 @@ fn sound_profiles_are_sound() {
 }
 
 #[test]
+fn what_is_sound_and_likely_unwanted_is_warned_of() {
+    let cluster = |mesh: &str| format!("name: h\nk3s: {{server: a}}\nmesh: {{authKey: {{env: K}}{mesh}}}\n");
+    let expires = "cluster.yaml:3:1: mesh.tags: no tags for ";
+    let two = "cluster.yaml:2:15: k3s.server: two control nodes";
+    let (tagged, all) = (("b", "role: edge\nmesh: {tags: [tag:edge]}\n"), ", tags: {control: [tag:control]}");
+    for (case, mesh, nodes, expected) in [
+        ("no tags", "", vec![("a", CONTROL), ("b", "role: edge\n")], vec![format!("{expires}a, b: Tailscale")]),
+        ("one has its own", "", vec![("a", CONTROL), tagged], vec![format!("{expires}a: Tailscale")]),
+        ("all have", all, vec![("a", CONTROL), tagged], vec![]),
+        ("another mesh", ", loginServer: https://mesh.example", vec![("a", CONTROL)], vec![]),
+        ("two", all, vec![("a", CONTROL), ("b", CONTROL)], vec![two.to_owned()]),
+        ("three", all, vec![("a", CONTROL), ("b", CONTROL), ("c", CONTROL)], vec![]),
+    ] {
+        let profiles = Profiles::parse(&sources(&cluster(mesh), &nodes)).unwrap_or_else(|found| panic!("{found:?}"));
+        let found: Vec<String> = profiles.warnings().iter().map(ToString::to_string).collect();
+        let same =
+            found.len() == expected.len() && found.iter().zip(&expected).all(|(one, other)| one.starts_with(other));
+        assert!(same, "{case}: {found:#?}");
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_cluster_is_told_with_its_place() {
     for (case, cluster, expected) in [
         ("empty", "", "cluster.yaml:1:1: expected a mapping, found nothing — give it a value, or leave the key out"),

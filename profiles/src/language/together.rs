@@ -21,6 +21,8 @@ pub(super) fn check(common: &Common, cluster: &mut Document, members: &mut [Memb
     check_addresses(members);
     check_disks(members);
     check_replicas(common, cluster, members);
+    warn_of_tags(common, cluster, members);
+    warn_of_two(cluster, members);
     set_cluster_init(members);
     for member in members {
         if let Some(profile) = &member.profile {
@@ -158,6 +160,38 @@ fn check_replicas(common: &Common, cluster: &mut Document, members: &[Member]) {
     if let Some(replicas) = common.replicas.filter(|&replicas| known && replicas as usize > nodes) {
         let message = format!("{replicas} copies of each volume, and {nodes} nodes with data disks");
         cluster.find("storage.replicas", message, Some("each copy is on another node".to_owned()));
+    }
+}
+
+/// Keys of nodes expire on Tailscale, unless the nodes are tagged
+/// ([key expiry](https://tailscale.com/kb/1028/key-expiry)). What another control server does is not known.
+fn warn_of_tags(common: &Common, cluster: &mut Document, members: &[Member]) {
+    let server = common.mesh.login_server.as_deref();
+    if server.is_some_and(|url| !url.ends_with("tailscale.com")) {
+        return;
+    }
+    let bare = |member: &&Member| {
+        let mesh = member.profile.as_ref().and_then(|profile| profile.node.mesh.as_ref());
+        mesh.is_some_and(|mesh| mesh.tags.is_empty())
+    };
+    let names: Vec<&str> = members.iter().filter(bare).filter_map(|member| member.name.as_deref()).collect();
+    if !names.is_empty() {
+        let message = format!(
+            "no tags for {}: Tailscale lets the key of a node without tags expire, after 180 days by default, and the \
+             node is out of the mesh then",
+            names.join(", ")
+        );
+        let hint = "say mesh.tags, which the mesh's access rules must know and the auth key must be allowed to have; \
+                    or disable key expiry for these machines in the mesh's console";
+        cluster.warn("mesh.tags", message, hint);
+    }
+}
+
+/// A majority of two is both ([etcd](https://etcd.io/docs/latest/faq/#what-is-failure-tolerance)).
+fn warn_of_two(cluster: &mut Document, members: &[Member]) {
+    if members.iter().filter(|member| member.role == Some(Role::Control)).count() == 2 {
+        let message = "two control nodes: etcd works only while both do, so the loss of either one stops the cluster";
+        cluster.warn("k3s.server", message, "have one control node, or three");
     }
 }
 

@@ -31,6 +31,7 @@ pub(super) struct Document {
     pub(super) path: String,
     root: Tree,
     findings: Vec<Finding>,
+    warnings: Vec<Finding>,
 }
 
 impl Document {
@@ -40,6 +41,7 @@ impl Document {
             path: source.path.clone(),
             root: Tree { at: Position::START, content: yaml::Content::Null },
             findings: Vec::new(),
+            warnings: Vec::new(),
         };
         document.root = match yaml::parse(&source.text) {
             Ok(root) => root,
@@ -65,8 +67,19 @@ impl Document {
     }
 
     fn find_at(&mut self, at: Position, path: &str, message: String, hint: Option<String>) {
+        let finding = self.finding(at, path, message, hint);
+        self.findings.push(finding);
+    }
+
+    fn finding(&self, at: Position, path: &str, message: String, hint: Option<String>) -> Finding {
         let (file, path) = (self.path.clone(), path.to_owned());
-        self.findings.push(Finding { file, line: at.line, column: at.column, path, message, hint });
+        Finding { file, line: at.line, column: at.column, path, message, hint }
+    }
+
+    /// Notes something at a path that is sound, and likely not what is wanted.
+    pub(super) fn warn(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
+        let warning = self.finding(self.root.locate(path), path, message.into(), Some(hint.into()));
+        self.warnings.push(warning);
     }
 
     /// Whether nothing is wrong in it so far.
@@ -95,7 +108,7 @@ pub(super) struct Common {
     pub(super) cluster: Cluster,
     /// Whether the server's name is one.
     pub(super) server_known: bool,
-    mesh: Mesh,
+    pub(super) mesh: Mesh,
     auth_key: Option<SecretRef>,
     /// Whether it is known that there is none: what is wrong with it was told already.
     no_auth_key: bool,
@@ -127,16 +140,18 @@ pub(super) fn validate(sources: &Sources<'_>) -> Result<Profiles, Vec<Finding>> 
     let mut members: Vec<Member> =
         sources.nodes.iter().map(|source| member(source, &schema, &common, sources.read)).collect();
     together::check(&common, &mut cluster, &mut members);
-    let mut findings = cluster.findings;
+    let (mut findings, mut warnings) = (cluster.findings, cluster.warnings);
     let mut nodes = BTreeMap::new();
     for member in members {
         findings.extend(member.document.findings);
+        warnings.extend(member.document.warnings);
         if let Some(profile) = member.profile {
             nodes.insert(profile.node.name.clone(), profile);
         }
     }
     if findings.is_empty() {
-        return Ok(Profiles { cluster: common.cluster, nodes });
+        warnings.sort();
+        return Ok(Profiles { cluster: common.cluster, nodes, warnings });
     }
     findings.sort();
     Err(findings)
