@@ -1,5 +1,5 @@
 //! `nodezero cluster init`, `nodezero secret` and `nodezero kubeconfig`: what a cluster needs before its first machine
-//! starts. Authorities and the join token are made here, so that every node's config and the operator's kubeconfig are
+//! starts. Authorities and join tokens are made here, so that every node's config and the operator's kubeconfig are
 //! known beforehand.
 
 use std::fs;
@@ -11,16 +11,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use nodezero_profile::language::{CLUSTER_FILE, NODES, SECRETS_FILE, Secret, Secrets as _};
+use nodezero_profile::language::{AGENT_TOKEN, CLUSTER_FILE, JOIN_TOKEN, NODES, SECRETS_FILE, Secret, Secrets as _};
 use nodezero_profile::node::NodeName;
 
 use crate::authority;
 use crate::profile::{self, Schema};
 use crate::progress::Progress;
 use crate::secrets::{self, IDENTITY_VARIABLE, Resolver, Store};
-
-/// The entry of the join token's secret part, where cluster.yaml names no other.
-const JOIN_TOKEN: &str = "join-token";
 
 /// What to do with a cluster.
 #[derive(Debug, Subcommand)]
@@ -58,6 +55,9 @@ pub enum SecretCommand {
         /// The file that holds the value [default: standard input]
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Make the value at random, such as agent-token's; an entry that is there stays
+        #[arg(long, conflicts_with = "file")]
+        random: bool,
         /// Where it is.
         #[command(flatten)]
         at: At,
@@ -115,9 +115,14 @@ pub fn run(command: &Command, progress: &Progress) -> Result<()> {
 /// When the store cannot be opened or written.
 pub fn run_secret(command: &SecretCommand) -> Result<()> {
     match command {
-        SecretCommand::Set { name, file, at } => {
+        SecretCommand::Set { name, file, random, at } => {
             let mut store = Store::open(&at.dir, at.identity.as_deref())?;
+            ensure!(
+                !random || store.get(name).is_none(),
+                "{SECRETS_FILE} has an entry {name} already: nothing is done"
+            );
             let secret = match file {
+                _ if *random => random_token()?,
                 Some(path) => secrets::text_of(path)?,
                 None => {
                     let mut text = String::new();
@@ -161,7 +166,7 @@ fn init(arguments: &Init, progress: &Progress) -> Result<()> {
         let mut store = Store::create(dir, &recipients)?;
         fill(&mut store)?;
         store.write()?;
-        progress.say(&format!("{}: authorities and join token of a new cluster", secrets.display()));
+        progress.say(&format!("{}: authorities and join tokens of a new cluster", secrets.display()));
     }
     if !cluster.exists() {
         let text = cluster_text(&arguments.name, &arguments.server);
@@ -177,12 +182,18 @@ fn init(arguments: &Init, progress: &Progress) -> Result<()> {
 }
 
 fn fill(store: &mut Store) -> Result<()> {
-    let token = authority::random::<32>()?.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
-    store.set(JOIN_TOKEN, &Secret::verbatim(token))?;
+    for name in [JOIN_TOKEN, AGENT_TOKEN] {
+        store.set(name, &random_token()?)?;
+    }
     for (name, secret) in authority::create(Timestamp::now())? {
         store.set(&name, &secret)?;
     }
     Ok(())
+}
+
+fn random_token() -> Result<Secret> {
+    let bytes = authority::random::<32>()?;
+    Ok(Secret::verbatim(bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))))
 }
 
 fn cluster_text(name: &NodeName, server: &NodeName) -> String {
@@ -197,8 +208,11 @@ name: {name}
 mesh:
   # loginServer: https://mesh.example
   # No secret stands here: this is an entry of secrets.age. {{file: PATH}} and {{env: NAME}} work as well.
+  # A key that all nodes share must be reusable. Better is a key for each node that is good once, said in its own file:
+  # mesh: {{authKey: {{secret: auth-key-NAME}}}}.
   authKey: {{secret: auth-key}}
-  # Tags must be known to the mesh's access rules.
+  # On Tailscale the keys of nodes without tags expire, after 180 days by default, and the nodes are out of the mesh then.
+  # Tags must be known to the mesh's access rules, and the auth key must be allowed to have them.
   # tags: {{control: [tag:control], worker: [tag:worker], edge: [tag:edge]}}
 
 k3s:

@@ -2,7 +2,7 @@
 //! [age](https://age-encryption.org/v1) to X25519 recipients, so that it can be committed.
 //!
 //! ```json
-//! { "version": 1, "recipients": ["age1…"], "secrets": { "auth-key": "…", "join-token": "…", "server-ca.crt": "…" } }
+//! { "version": 1, "recipients": ["age1…"], "secrets": { "agent-token": "…", "auth-key": "…", "server-ca.crt": "…" } }
 //! ```
 //!
 //! The recipients stand in the file itself, so that whoever can read it can write it for all of them. Left out:
@@ -18,7 +18,7 @@ use age::armor::{ArmoredReader, ArmoredWriter, Format};
 use age::secrecy::ExposeSecret as _;
 use age::x25519;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use nodezero_profile::language::{SECRETS_FILE, Secret, SecretRef, Secrets};
+use nodezero_profile::language::{AGENT_TOKEN, SECRETS_FILE, Secret, SecretRef, Secrets};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tempfile::NamedTempFile;
@@ -222,8 +222,17 @@ impl<'a> Resolver<'a> {
     fn entry(&self, name: &str) -> Result<Secret, String> {
         let open = || Store::open(self.dir, self.identity).map_err(|error| format!("{error:#}"));
         let store = self.store.get_or_init(open).as_ref().map_err(Clone::clone)?;
-        store.get(name).ok_or_else(|| format!("{SECRETS_FILE} has no entry {name}: nodezero secret set {name} adds it"))
+        store.get(name).ok_or_else(|| missing(name))
     }
+}
+
+/// What is said of an entry that is not there. Clusters that began before workers had a token of their own lack that one.
+fn missing(name: &str) -> String {
+    let (random, then) = match name {
+        AGENT_TOKEN => (" --random", "; control nodes must have it before a worker joins with it"),
+        _ => ("", ""),
+    };
+    format!("{SECRETS_FILE} has no entry {name}: nodezero secret set {name}{random} adds it{then}")
 }
 
 impl Secrets for Resolver<'_> {

@@ -1,6 +1,7 @@
 //! `nodezero node add`: what one new node needs, made on the control side, and a profile to begin with.
 //!
-//! A worker needs the join token, which all share. An edge node gets an account of its own ([`super::objects`]), whose
+//! A worker needs the token of agents, which all workers share; the cluster's own token, which is as good as its whole
+//! administration, is none of theirs. An edge node gets an account of its own ([`super::objects`]), whose
 //! token goes into the store of secrets. The profile is written last: while it is not there, the command can be run
 //! again, and comes to the same end from wherever it was cut.
 
@@ -14,23 +15,23 @@ use clap::Args;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{Role as Rights, RoleBinding};
 use nodezero_profile::Role;
-use nodezero_profile::language::{CLUSTER_FILE, NODES, SECRETS_FILE, Secret as Hidden};
+use nodezero_profile::language::{AGENT_TOKEN, CLUSTER_FILE, NODES, SECRETS_FILE, Secret as Hidden, SecretRef};
 use nodezero_profile::node::NodeName;
 
 use super::draft::{self, AuthKey};
 use super::objects::{self, Edge};
 use super::{Deed, deed};
 use crate::kube::{ANSWER, Access, Cluster, NAMESPACE, block_on};
+use crate::profile;
 use crate::secrets::{IDENTITY_VARIABLE, Store};
 
 /// How long the cluster may take to fill a token's Secret.
 const TOKEN: Duration = Duration::from_secs(30);
 /// How often it is looked at meanwhile.
 const LOOK: Duration = Duration::from_millis(250);
-/// Where a K3s server keeps its join token ([documented](https://docs.k3s.io/cli/token)).
-const NODE_TOKEN: &str = "/var/lib/rancher/k3s/server/node-token";
-/// The join token's entry among the secrets, where cluster.yaml names no other.
-const JOIN_TOKEN: &str = "join-token";
+/// Where a K3s server keeps the token with which agents join ([documented](https://docs.k3s.io/cli/token)). It is that of
+/// servers where there is no other.
+const AGENT_TOKEN_FILE: &str = "/var/lib/rancher/k3s/server/agent-token";
 /// The longest join token that is read, in bytes.
 const TOKEN_LIMIT: usize = 4096;
 
@@ -90,7 +91,7 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         "{} has no {CLUSTER_FILE}: name the directory of profiles with --dir, or begin one with `nodezero cluster init`",
         dir.display()
     );
-    let profile = dir.join(NODES).join(format!("{name}.yaml"));
+    let file = dir.join(NODES).join(format!("{name}.yaml"));
     let kind = match arguments.role {
         Role::Worker => Kind::Worker,
         Role::Edge => Kind::Edge,
@@ -98,17 +99,17 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
             "a control node is added by its profile alone, as all that it needs is in {SECRETS_FILE} since `nodezero \
              cluster init`: write {} with `role: control`. From the second control node on K3s keeps its data in etcd: \
              so render the control nodes that there are again, too",
-            profile.display()
+            file.display()
         ),
     };
-    let is_there = fs::symlink_metadata(&profile).is_ok();
+    let is_there = fs::symlink_metadata(&file).is_ok();
     if is_there && !arguments.keep_profile {
-        bail!("{} is there already: choose another name, or say --keep-profile", profile.display());
+        bail!("{} is there already: choose another name, or say --keep-profile", file.display());
     }
     ensure!(
         is_there || !arguments.keep_profile,
         "{} is not there: leave out --keep-profile to have one written",
-        profile.display()
+        file.display()
     );
     let mut store = Store::open(dir, arguments.identity.as_deref())?;
     let mut lines = match kind {
@@ -119,8 +120,8 @@ pub fn run(arguments: &Arguments) -> Result<Deed> {
         }
     };
     if !is_there {
-        write_profile(&profile, kind, arguments)?;
-        lines.push(format!("wrote {}", profile.display()));
+        write_profile(&file, kind, arguments)?;
+        lines.push(format!("wrote {}", file.display()));
     }
     lines.push(next(arguments));
     Ok(deed(name, lines))
@@ -143,26 +144,34 @@ fn worker(arguments: &Arguments, store: &mut Store) -> Result<Vec<String>> {
             refuse_taken(&cluster, &arguments.name, None).await
         })?;
     }
-    if store.get(JOIN_TOKEN).is_some() {
-        return Ok(vec![format!("the join token is in {SECRETS_FILE}")]);
+    // Profiles may say another place; while they are not sound, `nodezero profile check` is the next to tell.
+    let said = profile::load(&arguments.dir).ok().map(|profiles| profiles.agent_token().clone());
+    let entry = match said {
+        Some(SecretRef::Secret(entry)) => entry,
+        Some(other) => return Ok(vec![format!("the token of workers is {other}, as {CLUSTER_FILE} says")]),
+        None => AGENT_TOKEN.to_owned(),
+    };
+    if store.get(&entry).is_some() {
+        return Ok(vec![format!("the token of workers is in {SECRETS_FILE}")]);
     }
-    let token =
-        read_node_token(Path::new(NODE_TOKEN)).with_context(|| format!("{SECRETS_FILE} has no entry {JOIN_TOKEN}"))?;
-    store.set(JOIN_TOKEN, &token)?;
+    let token = read_agent_token(Path::new(AGENT_TOKEN_FILE))
+        .with_context(|| format!("{SECRETS_FILE} has no entry {entry}, with which workers join"))?;
+    store.set(&entry, &token)?;
     store.write()?;
-    Ok(vec![format!("put the join token of {NODE_TOKEN} into {SECRETS_FILE}")])
+    Ok(vec![format!("put the token of {AGENT_TOKEN_FILE} into {SECRETS_FILE} as {entry}")])
 }
 
-fn read_node_token(path: &Path) -> Result<Hidden> {
-    let text = fs::read_to_string(path).with_context(|| {
-        format!(
-            "reading {} (run this on a control node, or make a join token with `nodezero cluster init`)",
-            path.display()
-        )
-    })?;
+/// What a control node lets workers join with. Without a token of its own for them that is a server's, which no worker is
+/// given.
+fn read_agent_token(path: &Path) -> Result<Hidden> {
+    const MAKE: &str =
+        "make one with `nodezero secret set agent-token --random`, and render control nodes with it first";
+    let text = fs::read_to_string(path).with_context(|| format!("reading {} ({MAKE})", path.display()))?;
     // What stands before the secret is made anew from the authorities in the store.
-    let token = text.trim().rsplit("::server:").next().unwrap_or_default();
-    ensure!(!token.is_empty() && token.len() <= TOKEN_LIMIT, "{} holds no join token", path.display());
+    let Some((_, token)) = text.trim().split_once("::node:") else {
+        bail!("{} holds no token of workers alone: {MAKE}", path.display());
+    };
+    ensure!(!token.is_empty() && token.len() <= TOKEN_LIMIT, "{} holds no token", path.display());
     Ok(Hidden::new(token))
 }
 
@@ -258,19 +267,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_join_token_is_read_or_told_missing() {
+    fn a_token_of_workers_is_read_or_told_missing() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let path = dir.path().join("node-token");
-        let error = format!("{:#}", read_node_token(&path).expect_err("missing"));
-        assert!(error.contains("node-token") && error.contains("nodezero cluster init"), "{error}");
-        for (content, expected) in
-            [("K10ab::server:s3cret\n", Some("s3cret")), ("s3cret\n", Some("s3cret")), ("\n", None)]
-        {
+        let path = dir.path().join("agent-token");
+        let error = format!("{:#}", read_agent_token(&path).expect_err("missing"));
+        assert!(error.contains("agent-token") && error.contains("nodezero secret set agent-token --random"), "{error}");
+        for (content, expected) in [
+            ("K10ab::node:s3cret\n", Some("s3cret")),
+            ("K10ab::server:s3cret\n", None),
+            ("s3cret\n", None),
+            ("K10ab::node:\n", None),
+            ("\n", None),
+        ] {
             fs::write(&path, content).expect("written");
-            assert_eq!(read_node_token(&path).ok().as_ref().map(Hidden::expose), expected, "{content:?}");
+            let found = read_agent_token(&path);
+            assert_eq!(found.as_ref().ok().map(Hidden::expose), expected, "{content:?}");
+            assert!(found.err().is_none_or(|error| !format!("{error:#}").contains("s3cret")), "{content:?}");
         }
-        let huge = "x".repeat(TOKEN_LIMIT + 1);
+        let huge = format!("K10ab::node:{}", "x".repeat(TOKEN_LIMIT + 1));
         fs::write(&path, huge).expect("written");
-        assert!(read_node_token(&path).is_err(), "too long");
+        assert!(read_agent_token(&path).is_err(), "too long");
     }
 }

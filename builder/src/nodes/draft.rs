@@ -24,7 +24,7 @@ pub fn profile(name: &NodeName, kind: Kind, key: Option<&AuthKey>) -> String {
         word(kind)
     );
     text.push_str("\n# The key that enrols the machine in the mesh, once. Secrets are named here, never written.\n");
-    text.push_str(&mesh(key));
+    text.push_str(&mesh(name, key));
     text.push_str(match kind {
         Kind::Worker => WORKER,
         Kind::Edge => EDGE,
@@ -47,14 +47,16 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-fn mesh(key: Option<&AuthKey>) -> String {
+fn mesh(name: &NodeName, key: Option<&AuthKey>) -> String {
     // Any text is a YAML text in this form, which is JSON's.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     match key {
         Some(AuthKey::File(path)) => format!("mesh:\n  authKey: {{ file: {} }}\n", quoted(path)),
         Some(AuthKey::Env(name)) => format!("mesh:\n  authKey: {{ env: {} }}\n", quoted(name)),
         None => {
-            "#mesh:\n#  authKey: { file: auth-key }     # or { env: NAME }, or { secret: NAME } of secrets.age\n".into()
+            format!(
+                "# Without one of its own it is the cluster's.\n#mesh:\n#  authKey: {{ secret: auth-key-{name} }}     # or {{ file: PATH }}, or {{ env: NAME }}\n"
+            )
         }
     }
 }

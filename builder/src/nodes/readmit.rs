@@ -45,6 +45,6 @@ pub async fn readmit(cluster: &Cluster, name: &NodeName) -> Result<Deed> {
         }
         None => lines.push(format!("there was no Node {name}")),
     }
-    lines.push(format!("the next machine that comes as {name} with the join token is taken in"));
+    lines.push(format!("the next machine that comes as {name} with a join token is taken in"));
     Ok(deed(name, lines))
 }

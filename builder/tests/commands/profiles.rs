@@ -98,6 +98,11 @@ fn a_cluster_is_begun_and_its_nodes_are_rendered() {
         assert_eq!(authorities, node == "control-1", "{node}: only servers have the authorities' keys");
         assert_eq!(has("/etc/nodezero/secrets/join-token"), node != "vps-1", "{node}: an edge has no join token");
         assert_eq!(
+            has("/etc/nodezero/secrets/agent-token"),
+            node == "control-1",
+            "{node}: only servers let others join"
+        );
+        assert_eq!(
             config["systemd"]["units"][0]["name"] == "ssh.service",
             node == "vps-1",
             "{node}: SSH only with keys"
@@ -114,7 +119,7 @@ fn secrets_stay_where_they_belong() {
     let own = Operator::with_cluster();
     let store = fs::read_to_string(own.path("cloud/secrets.age")).expect("text");
     assert!(!store.contains(AUTH_KEY));
-    assert!(own.good(&["secret", "list"]).starts_with("auth-key\nclient-ca.crt\n"));
+    assert!(own.good(&["secret", "list"]).starts_with("agent-token\nauth-key\nclient-ca.crt\n"));
     own.good(&["cluster", "init", "elsewhere", "--new-identity", "other.txt"]);
     let said = own.bad(&["render", "worker-1", "--identity", "other.txt"]);
     assert!(said.contains("reading the secret {secret: auth-key}: opening cloud/secrets.age"), "{said}");

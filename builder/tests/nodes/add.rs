@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use nodezero::secrets::Store;
 use serde_json::{Value, json};
 
 use crate::api::TOKEN;
@@ -130,12 +131,15 @@ fn what_was_added_is_removed_again() {
 }
 
 #[test]
-fn a_worker_needs_the_join_token() {
+fn a_worker_needs_the_token_of_workers() {
     let operator = Operator::with_profiles();
     let add = ["node", "add", "worker-2", "--role", "worker"];
-    let outcome = operator.run(&add).succeeds(&["the join token is in", "wrote ./nodes/worker-2.yaml"]);
-    let token = operator.secret("join-token").expect("it was made with the cluster");
-    assert!(!format!("{outcome:?}").contains(&token), "{outcome:#?}");
+    let outcome =
+        operator.run(&add).succeeds(&["the token of workers is in secrets.age", "wrote ./nodes/worker-2.yaml"]);
+    for name in ["agent-token", "join-token"] {
+        let token = operator.secret(name).expect("it was made with the cluster");
+        assert!(!format!("{outcome:?}").contains(&token), "{name}: {outcome:#?}");
+    }
     assert_eq!(operator.api.take_writes(), Vec::<String>::new(), "a worker needs nothing in the cluster");
     run(operator.command(&["node", "add", "worker-3", "--role", "worker", "--offline"]).env("KUBECONFIG", "none"))
         .succeeds(&[]);
@@ -143,6 +147,29 @@ fn a_worker_needs_the_join_token() {
     run(operator.command(&add[..2]).args(["worker-4", "--role", "worker"]).env_remove("NODEZERO_AGE_IDENTITY"))
         .fails_with(&["--identity"]);
     assert!(!operator.path("profiles/nodes/worker-4.yaml").exists());
-    let outcome = operator.run(&["node", "add", "worker-5", "--role", "worker", "--quiet"]).succeeds(&[]);
+    let outcome = operator.run(&["node", "add", "worker-6", "--role", "worker", "--quiet"]).succeeds(&[]);
     assert_eq!((outcome.stdout.as_str(), outcome.stderr.as_str()), ("", ""), "{outcome:#?}");
+    // A cluster that began before workers had a token of their own.
+    let mut store = Store::open(&operator.path("profiles"), Some(&operator.path("key"))).expect("opened");
+    assert!(store.remove("agent-token"));
+    store.write().expect("written");
+    let hint = "nodezero secret set agent-token --random";
+    operator.run(&["node", "add", "worker-4", "--role", "worker"]).fails_with(&[
+        "secrets.age has no entry agent-token",
+        "server/agent-token",
+        hint,
+    ]);
+    fs::write(operator.path("profiles/nodes/control-1.yaml"), "role: control\n").expect("written");
+    operator.run(&["render", "worker-2"]).fails_with(&["reading the secret {secret: auth-key}"]);
+    operator.run(&["secret", "set", "auth-key", "--random"]).succeeds(&[]);
+    operator.run(&["render", "worker-2"]).fails_with(&["reading the secret {secret: agent-token}", hint]);
+    operator.run(&["secret", "set", "agent-token", "--random"]).succeeds(&[]);
+    let made = operator.secret("agent-token").expect("it was made");
+    assert!(made.len() == 64 && made.bytes().all(|byte| byte.is_ascii_hexdigit()), "{} bytes", made.len());
+    operator.run(&["secret", "set", "agent-token", "--random"]).fails_with(&["has an entry agent-token already"]);
+    assert_eq!(operator.secret("agent-token"), Some(made));
+    operator.run(&["render", "worker-2"]).succeeds(&["join-token"]);
+    let other = "name: home\nmesh: {authKey: {secret: auth-key}}\nk3s: {server: control-1, agentToken: {env: TOKEN}}\n";
+    fs::write(operator.path("profiles/cluster.yaml"), other).expect("written");
+    operator.run(&["node", "add", "worker-5", "--role", "worker"]).succeeds(&["the token of workers is {env: TOKEN}"]);
 }

@@ -115,6 +115,7 @@ fn own(place: &Place<'_>) -> BTreeMap<&'static str, Value> {
     }
     if node.role == Role::Control {
         settings.insert("advertise-address", json!(address));
+        settings.extend(cluster.agent_token_file.as_ref().map(|path| ("agent-token-file", json!(path))));
         let networks = [("cluster-cidr", cluster.pod_network), ("service-cidr", cluster.service_network)];
         settings.extend(networks.into_iter().filter_map(|(key, network)| Some((key, json!(network?)))));
     }
@@ -161,7 +162,7 @@ mod tests {
         let json = node(
             "control",
             r#","podNetwork":"10.42.0.0/16","serviceNetwork":"10.43.0.0/16","labels":{"site":"home"},
-               "taints":["a=b:NoSchedule"],
+               "agentTokenFile":"/s/a","taints":["a=b:NoSchedule"],
                "config":{"disable":["traefik","servicelb"],"tls-san":"k.example","node-label":["x=y","site=home"],
                          "write-kubeconfig-mode":"0640","kubelet-arg":["v=2"]}"#,
         );
@@ -169,6 +170,7 @@ mod tests {
             rendered(&json, None).expect("rendered"),
             "# Written by nodezero-firstboot from /etc/nodezero/node.json and the mesh.\n\
              advertise-address: \"100.64.0.7\"\n\
+             agent-token-file: \"/s/a\"\n\
              cluster-cidr: \"10.42.0.0/16\"\n\
              disable: [\"traefik\",\"servicelb\"]\n\
              flannel-iface: \"tailscale0\"\n\

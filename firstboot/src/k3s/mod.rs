@@ -154,7 +154,8 @@ impl Cluster {
 
     /// Reads the tokens, to see that they are for root alone, and to know what no message may show.
     fn secrets(&self) -> anyhow::Result<Vec<String>> {
-        Ok(vec![self.secret(&self.membership.token_file)?])
+        let Membership { token_file, agent_token_file, .. } = &self.membership;
+        [token_file].into_iter().chain(agent_token_file).map(|path| self.secret(path)).collect()
     }
 
     fn secret(&self, path: &Path) -> anyhow::Result<String> {

@@ -420,6 +420,27 @@ fn a_token_that_is_missing_open_or_empty_is_refused_before_anything_starts() {
 }
 
 #[test]
+fn the_token_for_workers_is_a_secret_of_a_control_node() {
+    let said = Moment::said("for-w0rkers is refused: i/o timeout");
+    for (case, mode, expected) in [
+        ("missing", None, "reading"),
+        ("open", Some(0o640), "mode 0640, expected 0600"),
+        ("sound", Some(0o600), "(secret) is refused"),
+    ] {
+        let mut rig = rig("control", r#","agentTokenFile":"/s/agents""#, vec![(0, said.clone())]);
+        let path = rig.root.path().join("s/agents");
+        if let Some(mode) = mode {
+            fs::write(&path, "for-w0rkers\n").expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+        }
+        let (result, lines) = rig.run();
+        let failure = result.expect_err(case);
+        assert!(failure.why().contains(expected), "{case}: {failure}");
+        assert!(!format!("{failure}{lines:?}").contains("for-w0rkers"), "{case}: {failure}\n{lines:?}");
+    }
+}
+
+#[test]
 fn a_server_that_the_mesh_does_not_know_is_asked_for_again() {
     let mut rig = rig("worker", r#","server":"control-9""#, vec![(0, Moment::starting())]);
     let failure = rig.run().0.expect_err("unknown");

@@ -30,7 +30,8 @@ use serde_json::{Map, Value};
 
 pub use self::model::SecretRef;
 pub use self::render::{
-    AUTHORITY_FILES, Part, RenderError, Rendered, Secret, Secrets, USER_DATA_LIMIT, join_token, network_words, render,
+    AUTHORITY_FILES, Joins, Part, RenderError, Rendered, Secret, Secrets, USER_DATA_LIMIT, join_token, network_words,
+    render,
 };
 use crate::node::{Node, NodeName};
 
@@ -40,6 +41,10 @@ pub const CLUSTER_FILE: &str = "cluster.yaml";
 pub const NODES: &str = "nodes";
 /// The file of secrets, encrypted with age.
 pub const SECRETS_FILE: &str = "secrets.age";
+/// The entry of secrets with which control nodes join, where `cluster.yaml` names no other.
+pub const JOIN_TOKEN: &str = "join-token";
+/// The same for workers.
+pub const AGENT_TOKEN: &str = "agent-token";
 
 /// A file as it was read.
 #[derive(Clone, Debug)]
@@ -104,6 +109,7 @@ struct Cluster {
     name: NodeName,
     server: NodeName,
     token: SecretRef,
+    agent_token: SecretRef,
     registries: Option<Map<String, Value>>,
 }
 
@@ -143,10 +149,16 @@ impl Profiles {
         &self.cluster.server
     }
 
-    /// The secret part of the join token.
+    /// The secret part of the token with which control nodes join.
     #[must_use]
     pub fn token(&self) -> &SecretRef {
         &self.cluster.token
+    }
+
+    /// The secret part of the token with which workers join.
+    #[must_use]
+    pub fn agent_token(&self) -> &SecretRef {
+        &self.cluster.agent_token
     }
 
     /// What is sound, and likely not what is wanted; sorted by file and place.
@@ -164,6 +176,6 @@ impl Profiles {
     #[must_use]
     pub fn references(&self) -> BTreeSet<&SecretRef> {
         let own = self.nodes.values().flat_map(|profile| profile.registration.iter().chain([&profile.auth_key]));
-        own.chain([&self.cluster.token]).collect()
+        own.chain([&self.cluster.token, &self.cluster.agent_token]).collect()
     }
 }

@@ -56,8 +56,11 @@ pub(crate) struct RawClusterMesh {
 pub(crate) struct RawK3s {
     /// The name of the control node that starts the cluster, and that the others join.
     pub(crate) server: String,
-    /// The secret part of the join token, by reference; {secret: join-token} where nothing is said.
+    /// The secret part of the token with which control nodes join, by reference; {secret: join-token} where nothing is
+    /// said. Whoever has it has the whole cluster, so no worker is given it.
     pub(crate) token: Option<SecretRef>,
+    /// The secret part of the token with which workers join, by reference; {secret: agent-token} where nothing is said.
+    pub(crate) agent_token: Option<SecretRef>,
     /// Addresses of pods; 10.42.0.0/16 where nothing is said.
     pub(crate) pod_network: Option<String>,
     /// Addresses of services; 10.43.0.0/16 where nothing is said.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::model::SecretRef;
-use super::{Cluster, Profile, Profiles, k3s, network, schema};
+use super::{AGENT_TOKEN, Cluster, JOIN_TOKEN, Profile, Profiles, k3s, network, schema};
 use crate::Role;
 use crate::node::NodeName;
 use crate::node::join::{Registration, SECRETS, Server};
@@ -174,11 +174,21 @@ fn find<'p>(profiles: &'p Profiles, name: &str) -> Result<&'p Profile, RenderErr
     })
 }
 
+/// What a join token is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// Further control nodes, and the whole cluster.
+    Control,
+    /// Workers alone.
+    Worker,
+}
+
 /// The full join token: with the digest of the authority's certificate, so that a node knows the server before it says
 /// the secret. K3s takes the digest of the file where it holds one certificate, and of the root's DER where it holds a
-/// chain ([tokens](https://docs.k3s.io/cli/token#token-format)); the root is the last of the chain.
+/// chain ([tokens](https://docs.k3s.io/cli/token#token-format)); the root is the last of the chain. The user before the
+/// secret is the one whom K3s knows by it.
 #[must_use]
-pub fn join_token(authority: &str, secret: &Secret) -> Secret {
+pub fn join_token(authority: &str, joins: Joins, secret: &Secret) -> Secret {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     let digest = match authority.rmatch_indices(BEGIN).next() {
         Some((at, _)) if authority.matches(BEGIN).count() > 1 => {
@@ -189,7 +199,11 @@ pub fn join_token(authority: &str, secret: &Secret) -> Secret {
         _ => None,
     };
     let digest = digest.unwrap_or_else(|| Sha256::digest(authority.as_bytes()));
-    Secret::verbatim(format!("K10{}::server:{}", hex(&digest), secret.expose()))
+    let user = match joins {
+        Joins::Control => "server",
+        Joins::Worker => "node",
+    };
+    Secret::verbatim(format!("K10{}::{user}:{}", hex(&digest), secret.expose()))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -281,23 +295,40 @@ fn lay_secrets(
     if let Some(reference) = &profile.registration {
         lay("registration-token", &read(secrets, reference)?);
     }
-    if profile.node.role == Role::Edge {
-        return Ok(());
-    }
-    let token = read(secrets, &cluster.token)?;
-    // The server that starts the cluster has nobody to check, and K3s takes its token as it is.
-    if profile.node.name == cluster.server {
-        lay("join-token", &token);
-    } else {
-        lay("join-token", &join_token(authority(secrets, "server-ca.crt")?.expose(), &token));
-    }
-    if profile.node.role == Role::Control {
-        laid.directory(TLS, 0o700);
-        laid.directory(&format!("{TLS}/etcd"), 0o700);
-        for file in AUTHORITY_FILES {
-            let content = authority(secrets, file)?;
-            laid.file(&format!("{TLS}/{file}"), 0o600, content.expose().as_bytes());
+    let full = |joins: Joins, secret: &Secret| -> Result<Secret, RenderError> {
+        Ok(join_token(authority(secrets, "server-ca.crt")?.expose(), joins, secret))
+    };
+    match profile.node.role {
+        Role::Edge => {}
+        Role::Worker => lay(JOIN_TOKEN, &full(Joins::Worker, &read(secrets, &cluster.agent_token)?)?),
+        Role::Control => {
+            let (token, agents) = tokens(cluster, secrets)?;
+            // The server that starts the cluster has nobody to check, and K3s takes its token as it is.
+            let is_first = profile.node.name == cluster.server;
+            lay(JOIN_TOKEN, &if is_first { token } else { full(Joins::Control, &token)? });
+            lay(AGENT_TOKEN, &agents);
+            lay_authorities(laid, secrets)?;
         }
+    }
+    Ok(())
+}
+
+/// The token of control nodes and that of workers, which is another.
+fn tokens(cluster: &Cluster, secrets: &dyn Secrets) -> Result<(Secret, Secret), RenderError> {
+    let (token, agents) = (read(secrets, &cluster.token)?, read(secrets, &cluster.agent_token)?);
+    if token == agents {
+        let why = format!("it is the same as {}, with which a worker would have the whole cluster", cluster.token);
+        return Err(RenderError::Secret { reference: cluster.agent_token.to_string(), why });
+    }
+    Ok((token, agents))
+}
+
+fn lay_authorities(laid: &mut Laid, secrets: &dyn Secrets) -> Result<(), RenderError> {
+    laid.directory(TLS, 0o700);
+    laid.directory(&format!("{TLS}/etcd"), 0o700);
+    for file in AUTHORITY_FILES {
+        let content = authority(secrets, file)?;
+        laid.file(&format!("{TLS}/{file}"), 0o600, content.expose().as_bytes());
     }
     Ok(())
 }
@@ -373,11 +404,13 @@ mod tests {
     fn tokens_hold_the_digest_that_k3s_takes() {
         let one = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
         let secret = Secret::new(" s3cret\n");
-        let token = |authority: &str| join_token(authority, &secret).expose().to_owned();
-        let expected = format!("K10{}::server:s3cret", hex(&Sha256::digest(one.as_bytes())));
+        let token = |authority: &str| join_token(authority, Joins::Worker, &secret).expose().to_owned();
+        let expected = format!("K10{}::node:s3cret", hex(&Sha256::digest(one.as_bytes())));
         assert_eq!(token(one), expected, "one certificate: the file as it is");
+        let server = join_token(one, Joins::Control, &secret);
+        assert_eq!(server.expose(), expected.replace("::node:", "::server:"), "of a control node");
         let chain = one.replace("AAEC", "CQkJ") + one;
-        let expected = format!("K10{}::server:s3cret", hex(&Sha256::digest([0, 1, 2])));
+        let expected = format!("K10{}::node:s3cret", hex(&Sha256::digest([0, 1, 2])));
         assert_eq!(token(&chain), expected, "a chain: the root's DER");
     }
 

@@ -120,8 +120,8 @@ fn the_examples_are_rendered() {
 fn rendering_is_deterministic_and_the_digest_does_not_tell_secrets() {
     struct Others;
     impl Secrets for Others {
-        fn read(&self, _: &SecretRef) -> Result<Secret, String> {
-            Ok(Secret::new("another"))
+        fn read(&self, reference: &SecretRef) -> Result<Secret, String> {
+            Ok(Secret::new(&format!("another {reference}")))
         }
         fn authority(&self, _: &str) -> Result<Secret, String> {
             Ok(Secret::new("another"))
@@ -208,6 +208,44 @@ fn what_is_sound_and_likely_unwanted_is_warned_of() {
 }
 
 #[test]
+fn each_role_has_the_tokens_that_it_needs() {
+    struct Same;
+    impl Secrets for Same {
+        fn read(&self, _: &SecretRef) -> Result<Secret, String> {
+            Ok(Secret::new("s3cret"))
+        }
+        fn authority(&self, file: &str) -> Result<Secret, String> {
+            TestSecrets.authority(file)
+        }
+    }
+    let nodes = [("a", CONTROL), ("b", CONTROL), ("c", "role: worker\n"), ("d", "role: edge\n")];
+    let profiles = Profiles::parse(&sources(CLUSTER, &nodes)).expect("sound");
+    let (join, agent) = ("value of {secret: join-token}", "value of {secret: agent-token}");
+    for (name, join_token, agent_token) in [
+        ("a", Some(join.to_owned()), Some(agent)),
+        ("b", Some(format!("::server:{join}")), Some(agent)),
+        ("c", Some(format!("::node:{agent}")), None),
+        ("d", None, None),
+    ] {
+        let config: Value = serde_json::from_str(&shown(&profiles, name)).expect("JSON");
+        let files = config["storage"]["files"].as_array().expect("files");
+        let content = |file: &str| {
+            let found = files.iter().find(|it| it["path"] == format!("{}/{file}", crate::node::join::SECRETS))?;
+            Some(found["contents"][0].as_str().expect("a text").to_owned())
+        };
+        let found = content("join-token");
+        let is = |(found, expected): (&String, &String)| found.ends_with(expected.as_str());
+        assert!(found.as_ref().zip(join_token.as_ref()).map_or(found == join_token, is), "{name}: {found:?}");
+        assert_eq!(content("agent-token").as_deref(), agent_token, "{name}");
+    }
+    let error = render(&profiles, "a", &Same).expect_err("one token for all").to_string();
+    assert!(
+        error.starts_with("reading the secret {secret: agent-token}: it is the same as {secret: join-token}"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_is_wrong_with_a_cluster_is_told_with_its_place() {
     for (case, cluster, expected) in [
         ("empty", "", "cluster.yaml:1:1: expected a mapping, found nothing — give it a value, or leave the key out"),
@@ -281,6 +319,16 @@ fn what_is_wrong_with_a_cluster_is_told_with_its_place() {
             "another port",
             "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  config: {control: {https-listen-port: 443}}\n",
             "cluster.yaml:5:41: k3s.config.control.https-listen-port: https-listen-port is not said here: nodes, the",
+        ),
+        (
+            "one token",
+            "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  agentToken: {secret: join-token}\n",
+            "cluster.yaml:5:3: k3s.agentToken: control nodes and workers have the same token",
+        ),
+        (
+            "the other token",
+            "name: h\nmesh: {authKey: {env: K}}\nk3s:\n  server: a\n  token: {secret: agent-token}\n",
+            "cluster.yaml:5:3: k3s.token: control nodes and workers have the same token",
         ),
         (
             "password",

@@ -10,7 +10,8 @@ use super::model::{ClusterFile, NodeFile, RawK3s, RawNodeMesh, SecretRef, WipePo
 use super::render::reserved;
 use super::yaml::{self, Node as Tree, Position};
 use super::{
-    CLUSTER_FILE, Cluster, Finding, Profile, Profiles, Source, Sources, k3s, network, schema, shape, together,
+    AGENT_TOKEN, CLUSTER_FILE, Cluster, Finding, JOIN_TOKEN, Profile, Profiles, Source, Sources, k3s, network, schema,
+    shape, together,
 };
 use crate::node::join::{
     self, Network, SECRETS, Server, check_labels, check_login_server, check_tag, check_taints, is_wait,
@@ -163,7 +164,13 @@ impl Common {
         let name: NodeName = "unknown".parse().expect("a name");
         let network = |text: &str| text.parse::<Network>().expect("a network");
         Self {
-            cluster: Cluster { name: name.clone(), server: name, token: join_token(), registries: None },
+            cluster: Cluster {
+                name: name.clone(),
+                server: name,
+                token: SecretRef::Secret(JOIN_TOKEN.to_owned()),
+                agent_token: SecretRef::Secret(AGENT_TOKEN.to_owned()),
+                registries: None,
+            },
             server_known: false,
             mesh: Mesh { login_server: None, auth_key_file: None, tags: Vec::new(), wait: None },
             auth_key: None,
@@ -182,10 +189,6 @@ impl Common {
     }
 }
 
-fn join_token() -> SecretRef {
-    SecretRef::Secret("join-token".to_owned())
-}
-
 fn common(raw: ClusterFile, document: &mut Document) -> Common {
     let mut findings = Findings::default();
     let name = findings.take("name", raw.name.parse::<NodeName>());
@@ -201,9 +204,7 @@ fn common(raw: ClusterFile, document: &mut Document) -> Common {
         tags.insert(role, list.clone());
     }
     is_wait("mesh.wait", raw.mesh.wait, &mut findings);
-    for (path, reference) in [("mesh.authKey", &raw.mesh.auth_key), ("k3s.token", &raw.k3s.token)] {
-        check_reference(path, reference.as_ref(), &mut findings);
-    }
+    check_reference("mesh.authKey", raw.mesh.auth_key.as_ref(), &mut findings);
     let (server, pods, services) = check_k3s(&raw.k3s, &mut findings);
     let time = raw.time.map(|time| time.validate(&mut findings));
     check_keys("authorizedKeys", &raw.authorized_keys, &mut findings);
@@ -214,7 +215,8 @@ fn common(raw: ClusterFile, document: &mut Document) -> Common {
         cluster: Cluster {
             name: name.unwrap_or(unknown.cluster.name),
             server: server.unwrap_or(unknown.cluster.server),
-            token: k3s.token.unwrap_or_else(join_token),
+            token: k3s.token.unwrap_or(unknown.cluster.token),
+            agent_token: k3s.agent_token.unwrap_or(unknown.cluster.agent_token),
             registries: k3s.registries,
         },
         mesh: Mesh {
@@ -262,8 +264,21 @@ fn check_k3s(raw: &RawK3s, findings: &mut Findings) -> (Option<NodeName>, Option
     for (key, value) in raw.registries.iter().flatten() {
         k3s::check_registries(&shape::join("k3s.registries", key), value, findings);
     }
+    check_tokens(raw, findings);
     is_wait("k3s.wait", raw.wait, findings);
     (server, pods, services)
+}
+
+/// Who has the one token is not given the other.
+fn check_tokens(raw: &RawK3s, findings: &mut Findings) {
+    check_reference("k3s.token", raw.token.as_ref(), findings);
+    check_reference("k3s.agentToken", raw.agent_token.as_ref(), findings);
+    let reference =
+        |said: &Option<SecretRef>, name: &str| said.clone().unwrap_or_else(|| SecretRef::Secret(name.to_owned()));
+    if reference(&raw.token, JOIN_TOKEN) == reference(&raw.agent_token, AGENT_TOKEN) {
+        let path = if raw.agent_token.is_some() { "k3s.agentToken" } else { "k3s.token" };
+        findings.add(path, "control nodes and workers have the same token, with which a worker has the whole cluster");
+    }
 }
 
 fn check_reference(path: &str, reference: Option<&SecretRef>, findings: &mut Findings) {
@@ -358,7 +373,8 @@ fn profile(name: &NodeName, raw: NodeFile, common: &Common, read: Read<'_>, find
         config.extend(raw.k3s.config);
         join::Cluster {
             server: (*name != common.cluster.server).then(|| Server::Node(common.cluster.server.clone())),
-            token_file: format!("{SECRETS}/join-token").into(),
+            token_file: format!("{SECRETS}/{JOIN_TOKEN}").into(),
+            agent_token_file: (role == Role::Control).then(|| format!("{SECRETS}/{AGENT_TOKEN}").into()),
             pod_network: Some(common.pods),
             service_network: Some(common.services),
             labels: raw.labels,

@@ -52,8 +52,12 @@ pub struct Cluster {
     /// The server to join; a control node without one starts the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server: Option<Server>,
-    /// The file that holds the join token.
+    /// The file that holds the join token: on a worker the one of agents.
     pub token_file: PathBuf,
+    /// On a control node the file that holds the token with which it lets workers join, and nothing else; without it
+    /// they join with its own, which opens the whole cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_token_file: Option<PathBuf>,
     /// Addresses of pods, in CIDR notation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod_network: Option<Network>,
@@ -259,6 +263,7 @@ pub(super) struct RawMesh {
 pub(super) struct RawCluster {
     server: Option<String>,
     token_file: PathBuf,
+    agent_token_file: Option<PathBuf>,
     pod_network: Option<String>,
     service_network: Option<String>,
     #[serde(default)]
@@ -338,6 +343,12 @@ impl RawCluster {
         }
         let server = self.server.map(|text| findings.take("cluster.server", text.parse()));
         is_secret_file("cluster.tokenFile", &self.token_file, findings);
+        if let Some(path) = &self.agent_token_file {
+            is_secret_file("cluster.agentTokenFile", path, findings);
+            if role != Role::Control {
+                findings.add("cluster.agentTokenFile", "only a control node lets others join");
+            }
+        }
         let mut network =
             |path, text: Option<String>| text.and_then(|text| findings.take(path, text.parse::<Network>()));
         let pods = network("cluster.podNetwork", self.pod_network);
@@ -358,6 +369,7 @@ impl RawCluster {
         Some(Cluster {
             server,
             token_file: self.token_file,
+            agent_token_file: self.agent_token_file,
             pod_network: pods,
             service_network: services,
             labels: self.labels,
@@ -529,6 +541,21 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(text.parse::<Server>().ok().map(|server| server.to_string()).as_deref(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_control_node_has_the_token_that_lets_workers_join() {
+        for (role, file, expected) in [
+            ("control", "/s/a", None),
+            ("worker", "/s/a", Some("cluster.agentTokenFile: only a control node lets others join")),
+            ("control", "s/a", Some("cluster.agentTokenFile: \"s/a\" is not an absolute path")),
+        ] {
+            let json = format!(
+                r#"{{"version":1,"name":"n","role":"{role}","mesh":{{}},"cluster":{{"server":"c","tokenFile":"/s/t","agentTokenFile":"{file}"}}}}"#
+            );
+            let found = crate::node::Node::parse(json.as_bytes()).err().map(|problems| problems.to_string());
+            assert_eq!(found.as_deref(), expected, "{role}: {file}");
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) fn control(site: &mut Site<'_>) -> Result<()> {
     site.start(&machine, "first")?;
     site.expect_node("control-1")?;
     site.expect_registered("control-1", "control", 0)?;
-    site.expect_secrets("control-1", &["join-token"])?;
+    site.expect_secrets("control-1", &["agent-token", "join-token"])?;
     site.expect_iptables("control-1")?;
     site.note_memory("control-1")
 }
