@@ -55,7 +55,7 @@ pub(super) fn refused(site: &mut Site<'_>) -> Result<()> {
     site.switch_on(&machine)?;
     site.wait_told("worker-3", "the join token is for another cluster", "check cluster.server")?;
     site.cut_power("worker-3")?;
-    join_token(&machine, |_| format!("{authority}::server:0123456789abcdef0123456789abcdef"))?;
+    join_token(&machine, |_| format!("{authority}::node:0123456789abcdef0123456789abcdef"))?;
     site.switch_on(&machine)?;
     site.wait_told("worker-3", "the cluster refuses the join token", "render worker-3 anew")?;
     site.power_off("worker-3")

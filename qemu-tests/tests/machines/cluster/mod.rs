@@ -22,8 +22,11 @@ use qemu_tests::scenario;
 
 use self::site::Site;
 
+/// Does and asserts a phase.
+type Act = fn(&mut Site<'_>) -> Result<()>;
+
 /// What is done, in order. The first two are what all others rest on.
-const PHASES: &[(&str, fn(&mut Site<'_>) -> Result<()>)] = &[
+const PHASES: &[(&str, Act)] = &[
     ("control", flow::control),
     ("worker", flow::worker),
     ("pods", flow::pods),
