@@ -26,7 +26,7 @@ const JOIN_TOKEN: &str = "/etc/nodezero/secrets/join-token";
 /// The power of a new worker is cut while it joins the mesh, while K3s starts for the first time, and while it registers:
 /// in the end it is Ready.
 pub(super) fn cuts(site: &mut Site<'_>) -> Result<()> {
-    site.power_off("worker-1")?;
+    site.make_room()?;
     let machine = site.machine("worker-2")?;
     for (text, moment) in [
         ("nodezero: step firewall:", Duration::from_secs(3)),
@@ -46,6 +46,7 @@ pub(super) fn cuts(site: &mut Site<'_>) -> Result<()> {
 
 /// A worker with another cluster's token, then with one that nobody knows: each is said, with what to do about it.
 pub(super) fn refused(site: &mut Site<'_>) -> Result<()> {
+    site.make_room()?;
     let machine = site.machine("worker-3")?;
     let token = join_token(&machine, |token| token.to_owned())?;
     let (authority, secret) = token.split_once("::").context("a join token has a hash and a secret")?;
@@ -65,6 +66,7 @@ pub(super) fn refused(site: &mut Site<'_>) -> Result<()> {
 pub(super) fn outage(site: &mut Site<'_>) -> Result<()> {
     let seconds = env::var("NODEZERO_FLOW_OUTAGE").ok().map(|text| text.parse().map(Duration::from_secs)).transpose();
     let outage = seconds.context("reading NODEZERO_FLOW_OUTAGE")?.unwrap_or(OUTAGE);
+    site.make_room()?;
     let machine = site.machine("worker-3")?;
     site.vm("control-1")?.qmp().stop()?;
     site.switch_on(&machine)?;
@@ -81,6 +83,7 @@ pub(super) fn outage(site: &mut Site<'_>) -> Result<()> {
 
 /// A worker far away, whose network is slow and loses packets from its first moment on: it joins nevertheless.
 pub(super) fn slow_network(site: &mut Site<'_>) -> Result<()> {
+    site.make_room()?;
     let link = Link::start(LOSSY)?;
     let machine = site.machine("worker-4")?.network(Network::Cards(vec![link.card(Vec::new())]));
     site.start(&machine, "slow network")?;
@@ -93,6 +96,7 @@ pub(super) fn slow_network(site: &mut Site<'_>) -> Result<()> {
 
 /// A worker that is in the cluster and cannot finish a later step: the operator sees which.
 pub(super) fn stuck(site: &mut Site<'_>) -> Result<()> {
+    site.make_room()?;
     let flag = site.s.file("hold", b"1")?;
     let machine = site.machine("worker-2")?.fw_cfg(HOLD, flag);
     site.switch_on(&machine)?;
@@ -110,6 +114,7 @@ pub(super) fn stuck(site: &mut Site<'_>) -> Result<()> {
 
 /// The `state` of a worker of the cluster is full at a later start.
 pub(super) fn full_state(site: &mut Site<'_>) -> Result<()> {
+    site.make_room()?;
     let flag = site.s.file("fill", b"1")?;
     let machine = site.machine("worker-2")?.fw_cfg(FILL, flag);
     site.switch_on(&machine)?;
@@ -120,7 +125,7 @@ pub(super) fn full_state(site: &mut Site<'_>) -> Result<()> {
 
 /// A node whose clock is decades wrong says that its clock is it; with a right clock it is Ready again.
 pub(super) fn wrong_clock(site: &mut Site<'_>) -> Result<()> {
-    site.power_off("worker-1")?;
+    site.make_room()?;
     for clock in ["2040-01-01T00:00:00", "1970-01-01T00:00:00"] {
         let machine = site.worker_on("worker-1")?.clock(Clock::At(clock.to_owned()));
         site.switch_on(&machine)?;
@@ -134,6 +139,7 @@ pub(super) fn wrong_clock(site: &mut Site<'_>) -> Result<()> {
 
 /// An image is written over a worker's disk as `dd` does it. Its `state` is kept: the same node to mesh and cluster.
 pub(super) fn reflashed(site: &mut Site<'_>) -> Result<()> {
+    site.with_worker()?;
     let identity = site.vm("worker-1")?.report()?.value(key::MACHINE_ID)?.to_owned();
     let presented = site.keys_presented("worker-1")?;
     site.power_off("worker-1")?;
@@ -151,8 +157,7 @@ pub(super) fn reflashed(site: &mut Site<'_>) -> Result<()> {
 /// A machine without its `state` is a second one of the same name, to the mesh and to K3s: each refuses it, and says what
 /// lets it in. Its data stays.
 pub(super) fn reinstalled(site: &mut Site<'_>) -> Result<()> {
-    let file_systems = site.said("worker-1", "uuid")?;
-    site.power_off("worker-1")?;
+    site.make_room()?;
     let machine = site.worker_on("worker-1-anew")?;
     site.switch_on(&machine)?;
     site.wait_told("worker-1", "the mesh calls this node worker-1-1", "delete it there and rename")?;
@@ -165,9 +170,7 @@ pub(super) fn reinstalled(site: &mut Site<'_>) -> Result<()> {
     site.wait("worker-1", "reinstalled")?;
     site.expect_node("worker-1")?;
     site.expect_registered("worker-1", "worker", 2)?;
-    let now = site.said("worker-1", "uuid")?;
-    ensure!(now == file_systems, "its file systems were {file_systems:?}, and are {now:?}");
-    Ok(())
+    site.expect_file_systems()
 }
 
 /// Changes the join token in a machine's configuration, which is rendered anew for each [`Machine`]. Gives the one that

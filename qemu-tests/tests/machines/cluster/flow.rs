@@ -49,6 +49,8 @@ pub(super) fn worker(site: &mut Site<'_>) -> Result<()> {
     paths.sort_unstable();
     ensure!(paths == ["/var/mnt/longhorn/bulk-1", "/var/mnt/longhorn/bulk-2"], "Longhorn's disks: {config}");
     site.expect_registered("worker-1", "worker", 2)?;
+    site.file_systems = site.said("worker-1", "uuid")?;
+    ensure!(site.file_systems.len() == 2, "the worker's file systems are {:?}", site.file_systems);
     site.expect_kubectl(&["control-1", "worker-1"])?;
     site.expect_secrets("worker-1", &["join-token"])?;
     site.expect_iptables("worker-1")?;
@@ -57,6 +59,7 @@ pub(super) fn worker(site: &mut Site<'_>) -> Result<()> {
 
 /// Pods of either node reach pods of the other, and a Service, over the mesh. Their image came with the node's.
 pub(super) fn pods(site: &mut Site<'_>) -> Result<()> {
+    site.with_worker()?;
     let mut addresses = BTreeMap::new();
     for node in ["control-1", "worker-1"] {
         let name = format!("echo-{node}");
@@ -99,7 +102,7 @@ pub(super) fn pods(site: &mut Site<'_>) -> Result<()> {
 /// expired; it says so, and gets in as soon as both are mended. It registers itself, may do nothing else, and shows two
 /// ports.
 pub(super) fn edge(site: &mut Site<'_>) -> Result<()> {
-    site.power_off("worker-1")?;
+    site.make_room()?;
     site.profiles.nodezero(&["node", "add", "edge-1", "--role", "edge", "--auth-key-env", "NODEZERO_FLOW_EDGE_KEY"])?;
     let mut ignition = probe();
     ignition["systemd"]["units"].as_array_mut().context("the probe has units")?.extend(greeters());
@@ -121,10 +124,7 @@ pub(super) fn edge(site: &mut Site<'_>) -> Result<()> {
     let (open, closed) = forwards.split_at(OPEN.len());
     expect_silent(closed)?;
     open.iter().try_for_each(|forward| expect_greeting(*forward))?;
-    site.note_memory("edge-1")?;
-    site.power_off("edge-1")?;
-    let machine = site.worker_on("worker-1")?;
-    site.start(&machine, "later")
+    site.note_memory("edge-1")
 }
 
 /// What the edge node's token may read, and what not.
@@ -147,8 +147,6 @@ fn expect_rights(site: &Site<'_>) -> Result<()> {
 pub(super) fn power(site: &mut Site<'_>) -> Result<()> {
     let names = ["control-1", "worker-1", "edge-1"];
     let before = names.map(|name| site.keys_presented(name));
-    let file_systems = site.said("worker-1", "uuid")?;
-    ensure!(file_systems.len() == 2, "the worker's file systems are {file_systems:?}");
     site.power_off_all()?;
     site.mesh.admin("POST", "/control/refuse", "")?;
     let control = site.machine("control-1")?;
@@ -163,8 +161,7 @@ pub(super) fn power(site: &mut Site<'_>) -> Result<()> {
     site.start(&worker, "second")?;
     site.expect_node("worker-1")?;
     site.expect_registered("worker-1", "worker", 2)?;
-    let now = site.said("worker-1", "uuid")?;
-    ensure!(now == file_systems, "the worker's file systems were {file_systems:?}, and are {now:?}");
+    site.expect_file_systems()?;
     for (name, before) in names.iter().zip(before) {
         let (before, now) = (before?, site.keys_presented(name)?);
         ensure!(before == now, "{name} presented a key {before} times before, and {now} times after");

@@ -50,6 +50,8 @@ pub(super) struct Site<'a> {
     api_port: u16,
     timings: Timings,
     on: BTreeMap<String, Vm>,
+    /// The identifiers of the first worker's data file systems, as they were made.
+    pub(super) file_systems: Vec<String>,
 }
 
 impl<'a> Site<'a> {
@@ -83,7 +85,16 @@ impl<'a> Site<'a> {
         profiles.nodezero(&["profile", "check"])?;
         let api_port = free_port()?;
         let api = profiles.kubeconfig(&format!("https://127.0.0.1:{api_port}"), &s.dir().join("kubeconfig"))?;
-        Ok(Self { s, mesh, profiles, api, api_port, timings: Timings::default(), on: BTreeMap::new() })
+        Ok(Self {
+            s,
+            mesh,
+            profiles,
+            api,
+            api_port,
+            timings: Timings::default(),
+            on: BTreeMap::new(),
+            file_systems: Vec::new(),
+        })
     }
 
     pub(super) fn phase(&mut self, name: &str, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
@@ -162,6 +173,29 @@ impl<'a> Site<'a> {
 
     pub(super) fn cut_power(&mut self, name: &str) -> Result<()> {
         self.on.remove(name).with_context(|| format!("{name} is off"))?.cut_power()
+    }
+
+    /// Switches off what may be on beside the control node.
+    pub(super) fn make_room(&mut self) -> Result<()> {
+        let names: Vec<String> = self.on.keys().filter(|name| !name.starts_with("control")).cloned().collect();
+        names.iter().try_for_each(|name| self.power_off(name))
+    }
+
+    /// Sees to it that the first worker is on and ready, and nothing else beside the control node.
+    pub(super) fn with_worker(&mut self) -> Result<()> {
+        if self.on.contains_key("worker-1") {
+            return Ok(());
+        }
+        self.make_room()?;
+        let machine = self.worker_on("worker-1")?;
+        self.start(&machine, "later")
+    }
+
+    /// The first worker's data is on the file systems that were made for it first.
+    pub(super) fn expect_file_systems(&mut self) -> Result<()> {
+        let now = self.said("worker-1", "uuid")?;
+        ensure!(now == self.file_systems, "worker-1's file systems were {:?}, and are {now:?}", self.file_systems);
+        Ok(())
     }
 
     pub(super) fn power_off_all(&mut self) -> Result<()> {
