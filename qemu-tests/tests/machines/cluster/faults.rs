@@ -94,22 +94,22 @@ pub(super) fn slow_network(site: &mut Site<'_>) -> Result<()> {
     site.power_off("worker-4")
 }
 
-/// A worker that is in the cluster and cannot finish a later step: the operator sees which.
+/// A new worker that is in the cluster and cannot finish a later step: the operator sees which.
 pub(super) fn stuck(site: &mut Site<'_>) -> Result<()> {
     site.make_room()?;
     let flag = site.s.file("hold", b"1")?;
-    let machine = site.machine("worker-2")?.fw_cfg(HOLD, flag);
+    let machine = site.machine("worker-5")?.fw_cfg(HOLD, flag);
     site.switch_on(&machine)?;
-    site.wait_for("worker-2", "NodeZero cannot finish step confirm")?;
-    wait_until("worker-2 to be listed as stuck", SEEN, || {
-        let node = site.listed("worker-2")?;
+    site.wait_for("worker-5", "NodeZero cannot finish step confirm")?;
+    wait_until("worker-5 to be listed as stuck", SEEN, || {
+        let node = site.listed("worker-5")?;
         ensure!(node["health"] == "stuck" && node["step"] == "confirm", "{node}");
         let table = site.profiles.nodezero(&["nodes"])?;
-        let line = table.lines().find(|line| line.starts_with("worker-2")).context("not in the table")?;
+        let line = table.lines().find(|line| line.starts_with("worker-5")).context("not in the table")?;
         ensure!(line.contains("confirm"), "{line}");
         Ok(Some(()))
     })?;
-    site.cut_power("worker-2")
+    site.cut_power("worker-5")
 }
 
 /// The `state` of a worker of the cluster is full at a later start.

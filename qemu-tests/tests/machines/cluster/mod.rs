@@ -25,8 +25,8 @@ use self::site::Site;
 /// Does and asserts a phase.
 type Act = fn(&mut Site<'_>) -> Result<()>;
 
-/// What is done, in order, and whether every day. The first two are what all others rest on; `power` rests on
-/// `edge`, `stuck` and `full` on `cuts`.
+/// What is done, in order, and whether every day. The first two are what all others rest on; `full` rests on
+/// `cuts`.
 const PHASES: &[(&str, Act, bool)] = &[
     ("control", flow::control, true),
     ("worker", flow::worker, true),

@@ -79,7 +79,7 @@ impl<'a> Site<'a> {
         let disks = json!([{ "name": "bulk", "select": { "size": "18TB", "rotational": true }, "count": 2 }]);
         profiles
             .write("nodes/worker-1.yaml", &json!({ "role": "worker", "dataDisks": disks, "ignition": probe(true) }))?;
-        for name in ["worker-2", "worker-3", "worker-4"] {
+        for name in ["worker-2", "worker-3", "worker-4", "worker-5"] {
             profiles.write(&format!("nodes/{name}.yaml"), &json!({ "role": "worker", "ignition": probe(false) }))?;
         }
         profiles.nodezero(&["profile", "check"])?;
