@@ -2,6 +2,7 @@
 //!
 //! Machines write to qcow2 overlays. A raw sparse file ends at 16 TiB on ext4, so larger disks are qcow2 files too.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -39,9 +40,11 @@ pub fn overlay(image: &Path, size: u64, overlay: &Path) -> Result<()> {
 /// Writes the raw `image` over the beginning of a qcow2 disk, which keeps what is behind it, as `dd` does on a machine.
 pub fn write_over(image: &Path, disk: &Path) -> Result<()> {
     let length = image.metadata().with_context(|| format!("looking at {}", image.display()))?.len();
+    // qemu-io takes its command apart at blanks, and knows no quotes: directories may have some, an image's name has none.
+    let (directory, name) = (image.parent(), image.file_name().and_then(OsStr::to_str));
+    let (directory, name) = directory.zip(name).with_context(|| format!("{} is no file", image.display()))?;
     let mut command = tools::command("qemu-io")?;
-    let file = image.to_str().context("an image has a UTF-8 name")?;
-    command.args(["-f", "qcow2", "-c", &format!("write -q -s \"{file}\" 0 {length}")]).arg(disk);
+    command.current_dir(directory).args(["-f", "qcow2", "-c", &format!("write -q -s {name} 0 {length}")]).arg(disk);
     tools::run(&mut command).map(drop)
 }
 
