@@ -33,7 +33,7 @@ const PHASES: &[(&str, Act, bool)] = &[
     ("pods", flow::pods, true),
     ("edge", flow::edge, true),
     ("refused", faults::refused, true),
-    ("cuts", faults::cuts, true),
+    ("cuts", faults::cuts, false),
     ("outage", faults::outage, true),
     ("slow", faults::slow_network, false),
     ("stuck", faults::stuck, false),
