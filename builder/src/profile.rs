@@ -186,7 +186,8 @@ fn to_json(plan: &Plan) -> Value {
             })
         })
         .collect();
-    json!({ "sound": plan.is_sound(), "disks": disks, "errors": plan.errors })
+    let missing: Vec<String> = plan.missing.iter().map(ToString::to_string).collect();
+    json!({ "sound": plan.is_sound(), "disks": disks, "missing": missing, "errors": plan.errors })
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

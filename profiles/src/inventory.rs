@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::Role;
-use crate::data_disks::Records;
+use crate::data_disks::{Known, Records};
 use crate::problem::{Findings, Problems};
 use crate::size::human_size;
 
@@ -30,6 +30,9 @@ pub struct Inventory {
     /// Consents to wipe that the node has begun to use, or used up.
     #[serde(default)]
     pub consents: Records,
+    /// The data disks that the node had when all of them were last as its profile says.
+    #[serde(default)]
+    pub known: Known,
 }
 
 /// What is known about the node.
@@ -336,7 +339,7 @@ impl Inventory {
     /// Of these facts.
     #[must_use]
     pub fn new(node: NodeFacts, disks: Vec<Disk>) -> Self {
-        Self { version: VERSION, node, disks, consents: Records::default() }
+        Self { version: VERSION, node, disks, consents: Records::default(), known: Known::default() }
     }
 
     /// Parses what `inventory --json` printed.

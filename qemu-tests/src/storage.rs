@@ -48,6 +48,22 @@ pub fn write_over(image: &Path, disk: &Path) -> Result<()> {
     tools::run(&mut command).map(drop)
 }
 
+/// Makes an XFS file system that begins at `start` of a qcow2 disk of `size` bytes one that cannot be mounted, although it
+/// can be recognised: its root directory's inode is overwritten.
+///
+/// Format: `struct xfs_dsb` in `fs/xfs/libxfs/xfs_format.h` of Linux; fields are big-endian. The root directory is in the
+/// first allocation group, where an inode's number tells its place.
+pub fn damage_xfs(disk: &Path, size: u64, start: u64) -> Result<()> {
+    let beginning = ends(disk, size, 2 * start)?.0;
+    let superblock = &beginning[usize::try_from(start)?..];
+    ensure!(superblock.starts_with(b"XFSB"), "{} has no XFS at byte {start}", disk.display());
+    let inode = u64::from_be_bytes(superblock[56..64].try_into().expect("eight bytes"));
+    let inode_size = u64::from(u16::from_be_bytes(superblock[104..106].try_into().expect("two bytes")));
+    let mut command = tools::command("qemu-io")?;
+    let write = format!("write -q -P 0xff {} {inode_size}", start + inode * inode_size);
+    tools::run(command.args(["-f", "qcow2", "-c", &write]).arg(disk)).map(drop)
+}
+
 /// Copies `from` to `to`, leaving holes where zeros are.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from).with_context(|| format!("opening {}", from.display()))?;

@@ -6,8 +6,14 @@
 //! - [`mount`] has systemd mount it; [`longhorn`] tells what else Longhorn needs.
 //!
 //! Nothing is done to any disk while one of them is in doubt. Each disk is looked at again, under a lock and by its serial
-//! number, just before it is written to. Left out: unmounting what the profile no longer names, which loses nothing by
-//! staying, and disks that fail later, which Longhorn watches.
+//! number, just before it is written to.
+//!
+//! Once all disks were prepared and mounted, the node notes them. One of those that is away, cannot be read or cannot be
+//! mounted at a later start is told, and the node goes on without it: what is on its other disks shall not be lost to the
+//! cluster, too, and who is to mend it shall see it there.
+//!
+//! Left out: unmounting what the profile no longer names, which loses nothing by staying, and disks that fail or come back
+//! later: Longhorn watches the former, and the latter are for the next start.
 
 mod device;
 mod longhorn;
@@ -26,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nodezero_profile::data_disks::{
-    Consent, ConsentStage, Plan, Planned, Records, Target, Verdict, is_short_of_disks, plan,
+    Consent, ConsentStage, Known, KnownDisk, Missing, Plan, Planned, Records, Target, Verdict, is_short_of_disks, plan,
 };
 use nodezero_profile::inventory::{Content, Disk, Inventory, Transport};
 use nodezero_profile::node::Node;
@@ -38,10 +44,13 @@ use crate::files::read_bounded;
 use crate::run::LIB_DIRECTORY;
 use crate::run::journal::{self, Journal};
 use crate::run::step::{Check, Step};
+use crate::run::unwritten;
 use crate::summary::{Failure, OrFail};
 
 /// The note of the journal that has the consents.
 const NOTE: &str = "data-disks.consents";
+/// The note of the journal that has the disks as they were when all were well.
+const KNOWN: &str = "data-disks.known";
 const NODE_FILE: &str = "/etc/nodezero/node.json";
 const NODE_LIMIT: u64 = 1 << 20;
 
@@ -52,6 +61,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 const WHAT: &str = "the data disks are not as the profile says; nothing is done to any of them";
 const REMEDY: &str = "correct the profile's dataDisks, or the disks, and restart; `nodezero profile plan --inventory FILE` \
                       shows beforehand what a profile would do, from what `nodezero-firstboot inventory --json` prints";
+const NOT_MOUNTED: &str = "it cannot be mounted";
+const WITHOUT: &str =
+    "the node goes on without it; check the disk and its cable, or put another one in its place, and restart";
 const CHANGED: &str = "a data disk could not be prepared";
 const RESTART: &str = "check the disk and its cable, and restart: the preparation goes on where it stopped";
 
@@ -61,7 +73,9 @@ pub(crate) fn inventory() -> Inventory {
     let node = Node::parse(&json).ok();
     let mut inventory = disks::inventory::take(node.as_ref().map(|node| &*node.name));
     // Without a journal nothing was done yet.
-    inventory.consents = journal::read_note(Path::new(LIB_DIRECTORY), NOTE).unwrap_or_default();
+    let directory = Path::new(LIB_DIRECTORY);
+    inventory.consents = journal::read_note(directory, NOTE).unwrap_or_default();
+    inventory.known = journal::read_note(directory, KNOWN).unwrap_or_default();
     inventory
 }
 
@@ -108,18 +122,22 @@ pub(crate) fn prepared(node: &Node, journal: &Journal) -> anyhow::Result<Vec<Pre
 pub(crate) struct DataDisks {
     node: Node,
     plan: Option<Plan>,
+    /// What the node goes on without.
+    missing: Vec<Missing>,
 }
 
 impl DataDisks {
     /// For the data disks of this node.
     pub(crate) fn new(node: Node) -> Self {
-        Self { node, plan: None }
+        Self { node, plan: None, missing: Vec::new() }
     }
 
     /// Looks at the machine, and decides.
     fn look(&self, journal: &Journal) -> anyhow::Result<Plan> {
         let records: Records = journal.note(NOTE).context("reading the consents in the journal")?.unwrap_or_default();
-        Ok(plan(&self.node, &disks::inventory::take(Some(&*self.node.name)), &records))
+        let mut inventory = disks::inventory::take(Some(&*self.node.name));
+        inventory.known = journal.note(KNOWN).context("reading the known disks in the journal")?.unwrap_or_default();
+        Ok(plan(&self.node, &inventory, &records))
     }
 
     /// Looks once more before the first write: a disk may have gone, or another one come, and then none is touched.
@@ -151,7 +169,7 @@ impl Step for DataDisks {
 
     fn check(&mut self, journal: &Journal) -> Result<Check, Failure> {
         if self.node.data_disks.is_empty() {
-            self.plan = Some(Plan { disks: Vec::new(), errors: Vec::new() });
+            self.plan = Some(Plan { disks: Vec::new(), missing: Vec::new(), errors: Vec::new() });
             return Ok(Check::Done("the profile has no data disks".to_owned()));
         }
         self.wait_for_disks();
@@ -161,12 +179,16 @@ impl Step for DataDisks {
         }
         let records: Records = journal.note(NOTE).or_fail(WHAT, REMEDY)?.unwrap_or_default();
         refuse_lost_consents(&plan, journal)?;
+        self.missing.clone_from(&plan.missing);
         let line = words(&plan);
-        let done = plan.targets().all(|(planned, target)| {
-            matches!(planned.verdict, Verdict::Keep(_))
-                && !owes_consent(&records, target)
-                && mount::verify(&planned.disk, target).is_ok()
-        });
+        let known: Known = journal.note(KNOWN).or_fail(WHAT, REMEDY)?.unwrap_or_default();
+        let done = plan.missing.is_empty()
+            && known == now_known(&plan)
+            && plan.targets().all(|(planned, target)| {
+                matches!(planned.verdict, Verdict::Keep(_))
+                    && !owes_consent(&records, target)
+                    && mount::verify(&planned.disk, target).is_ok()
+            });
         self.plan = Some(plan);
         Ok(if done { Check::Done(line) } else { Check::Needed(line) })
     }
@@ -179,8 +201,20 @@ impl Step for DataDisks {
             let done = carry_out(planned, target, journal, progress).with_context(|| path.clone());
             done.or_fail(CHANGED, RESTART)?;
         }
+        let known: Known = journal.note(KNOWN).or_fail(WHAT, REMEDY)?.unwrap_or_default();
+        self.missing.clone_from(&plan.missing);
+        // What waits for a disk that does not come holds up what is ordered after it.
+        plan.missing.iter().for_each(|missing| mount::give_up(&missing.disk.directory));
         let targets: Vec<&Target> = plan.targets().map(|(_, target)| target).collect();
-        mount::mount(&targets).or_fail(CHANGED, RESTART)?;
+        for (target, error) in mount::mount(&targets).or_fail(CHANGED, RESTART)? {
+            let kept = plan.targets().any(|(planned, of)| of == target && matches!(planned.verdict, Verdict::Keep(_)));
+            let failing = known.failing(&target.identity, &format!("{NOT_MOUNTED}: {error:#}"));
+            match failing.filter(|_| kept) {
+                Some(failing) => self.missing.push(failing),
+                None => return Err(error).or_fail(CHANGED, RESTART),
+            }
+        }
+        journal.set_note(KNOWN, &now_known(&plan)).map_err(unwritten)?;
         if !self.node.data_disks.is_empty() {
             longhorn::checks().iter().for_each(|line| progress(line));
         }
@@ -194,6 +228,9 @@ impl Step for DataDisks {
         let plan = self.look(journal).or_fail(CHANGED, RESTART)?;
         let mut line = String::new();
         for (planned, target) in plan.targets() {
+            if self.missing.iter().any(|missing| missing.identity == target.identity.to_string()) {
+                continue;
+            }
             if !matches!(planned.verdict, Verdict::Keep(_)) {
                 return Err(Failure::new(CHANGED, &plan, RESTART));
             }
@@ -201,8 +238,28 @@ impl Step for DataDisks {
             let comma = if line.is_empty() { "" } else { ", " };
             let _ = write!(line, "{comma}{mounted}");
         }
+        let told = |missing: &&Missing| self.missing.iter().any(|known| known.identity == missing.identity);
+        let more: Vec<Missing> = plan.missing.iter().filter(|missing| !told(missing)).cloned().collect();
+        self.missing.extend(more);
+        if line.is_empty() {
+            line.push_str("none can be used");
+        }
         if plan.is_sound() { Ok(line) } else { Err(Failure::new(CHANGED, &plan, RESTART)) }
     }
+
+    fn warnings(&self) -> Vec<String> {
+        self.missing.iter().map(|missing| format!("data disk {missing}; {WITHOUT}")).collect()
+    }
+}
+
+/// The disks that are known once this plan is carried out: those of the plan, and those that it goes on without.
+fn now_known(plan: &Plan) -> Known {
+    let there = plan.targets().map(|(Planned { disk, .. }, target)| {
+        let (entry, directory) = (target.entry.clone(), target.identity.directory());
+        (target.identity.to_string(), KnownDisk { entry, directory, size: disk.size, model: disk.model.clone() })
+    });
+    let missing = plan.missing.iter().map(|missing| (missing.identity.clone(), missing.disk.clone()));
+    Known(there.chain(missing).collect())
 }
 
 /// One line about a plan.
@@ -251,7 +308,9 @@ fn carry_out(
         Verdict::Prepare(_) | Verdict::Continue(..) | Verdict::Wipe { .. } => {
             progress(&format!("{}: {}", disk.describe(), planned.verdict.reason()));
         }
-        Verdict::Refuse { .. } | Verdict::NotSelected { .. } => anyhow::bail!("no verdict that is carried out"),
+        Verdict::Refuse { .. } | Verdict::Failing(_) | Verdict::NotSelected { .. } => {
+            anyhow::bail!("no verdict that is carried out")
+        }
     }
     match &planned.verdict {
         Verdict::Prepare(_) => {
@@ -266,7 +325,7 @@ fn carry_out(
             let blank = Disk { content: Content::Blank, ..disk.clone() };
             prepare::prepare(&mut machine, &blank, target, None)?;
         }
-        Verdict::Keep(_) | Verdict::Refuse { .. } | Verdict::NotSelected { .. } => {}
+        Verdict::Keep(_) | Verdict::Refuse { .. } | Verdict::Failing(_) | Verdict::NotSelected { .. } => {}
     }
     note_consent(journal, target, ConsentStage::Used)?;
     if !matches!(planned.verdict, Verdict::Keep(_)) {

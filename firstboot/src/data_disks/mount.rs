@@ -13,7 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use nodezero_profile::data_disks::Target;
 use nodezero_profile::inventory::Disk;
 use nodezero_profile::size::human_size;
@@ -99,11 +99,11 @@ fn by_partuuid(target: &Target) -> PathBuf {
 }
 
 /// Writes the units, enables and starts them, all at once: each reload of systemd takes its time. Changes nothing that
-/// is as it shall be.
+/// is as it shall be. Gives those that cannot be mounted.
 ///
 /// # Errors
-/// When systemd does not mount one.
-pub(super) fn mount(targets: &[&Target]) -> anyhow::Result<()> {
+/// When units cannot be written, or systemd does not take them.
+pub(super) fn mount<'a>(targets: &[&'a Target]) -> anyhow::Result<Vec<(&'a Target, anyhow::Error)>> {
     let units: Vec<(PathBuf, String)> = targets.iter().map(|target| mount_point(target)).map(named).collect();
     let mut changed = false;
     for (target, (at, unit)) in targets.iter().zip(&units) {
@@ -118,16 +118,33 @@ pub(super) fn mount(targets: &[&Target]) -> anyhow::Result<()> {
     // udev looks at a disk that was just written to, and may have the kernel read its table once more. What it does not
     // finish in time is waited for below.
     let _ = run("udevadm", &["settle", "--timeout=60"], b"", |code| code == 0);
-    targets.iter().try_for_each(|target| wait_for(&by_partuuid(target)))?;
     let start: Vec<&str> = std::iter::once("start").chain(units.iter().map(|(_, unit)| unit.as_str())).collect();
-    systemctl(&start)?;
-    for (at, unit) in &units {
-        ensure!(is_mounted(at)?, "{unit} was started and {} is not mounted", at.display());
+    // One that fails fails the call; each is looked at below.
+    let started = match targets.iter().try_for_each(|target| wait_for(&by_partuuid(target))) {
+        Ok(()) => systemctl(&start),
+        Err(error) => systemctl(&start).and(Err(error)),
+    };
+    let mut failed = Vec::new();
+    for (target, (at, unit)) in targets.iter().zip(&units) {
+        if !is_mounted(at)? {
+            let why = started.as_ref().err().map_or(String::new(), |error| format!(": {error:#}"));
+            failed.push((*target, anyhow!("{unit} was started and {} is not mounted{why}", at.display())));
+            continue;
+        }
         let root = File::open(at).with_context(|| format!("opening {}", at.display()))?;
         root.set_permissions(fs::Permissions::from_mode(MODE))
             .with_context(|| format!("setting the mode of {}", at.display()))?;
     }
-    Ok(())
+    if failed.is_empty() { started.map(|()| failed) } else { Ok(failed) }
+}
+
+/// Has systemd wait no longer for a disk that is not there. The unit stays enabled, for a start at which it is back.
+pub(super) fn give_up(directory: &str) {
+    let at = Path::new(DIRECTORY).join(directory);
+    if !is_mounted(&at).unwrap_or(true) {
+        // Where there is no such unit, nothing waits.
+        let _ = systemctl(&["stop", &unit_name(&at)]);
+    }
 }
 
 fn named(at: PathBuf) -> (PathBuf, String) {

@@ -12,7 +12,10 @@
 //!    used up as soon as the disk is ready, whether there was something to wipe or not: a consent that lies about would
 //!    meet content that nobody thought of.
 //! 6. One refusal or wrong count, and nothing is done to any disk.
+//! 7. Once all disks were as the profile says, one that is away or cannot be read is neither: the node goes on without it
+//!    ([`Missing`]).
 
+mod missing;
 mod show;
 #[cfg(test)]
 mod tests;
@@ -21,6 +24,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::missing::{Known, KnownDisk, Missing};
 use crate::inventory::{Content, Disk, Foreign, Inventory, Prepared, Stage};
 use crate::mark::{Identity, Marks};
 use crate::node::{DataDisks, FileSystem, Node};
@@ -61,6 +65,8 @@ pub enum ConsentStage {
 pub struct Plan {
     /// Each disk of the inventory, in its order.
     pub disks: Vec<Planned>,
+    /// Disks that the node had and goes on without.
+    pub missing: Vec<Missing>,
     /// Why nothing may be done; empty for a plan that can be carried out.
     pub errors: Vec<String>,
 }
@@ -97,6 +103,8 @@ pub enum Verdict {
         /// Why not.
         why: String,
     },
+    /// This node prepared it, and it cannot be read any more.
+    Failing(Missing),
     /// No selector means it, or it is never chosen.
     NotSelected {
         /// Why: for each entry, or for the disk as such.
@@ -140,7 +148,7 @@ impl Verdict {
             Self::Prepare(target) | Self::Keep(target) | Self::Continue(target, _) | Self::Wipe { target, .. } => {
                 Some(target)
             }
-            Self::Refuse { .. } | Self::NotSelected { .. } => None,
+            Self::Refuse { .. } | Self::Failing(_) | Self::NotSelected { .. } => None,
         }
     }
 }
@@ -161,7 +169,7 @@ pub fn plan(node: &Node, inventory: &Inventory, records: &Records) -> Plan {
             [entry] => {
                 let mut others = disks.iter().enumerate().filter(|(other, _)| *other != index);
                 let twin = others.find(|(_, other)| is_twin(disk, other));
-                Judge { node, disk, entry, records }.verdict(twin.map(|(_, twin)| twin))
+                Judge { node, disk, entry, records, known: &inventory.known }.verdict(twin.map(|(_, twin)| twin))
             }
             several => {
                 let names: Vec<&str> = several.iter().map(|entry| entry.name.as_str()).collect();
@@ -172,13 +180,30 @@ pub fn plan(node: &Node, inventory: &Inventory, records: &Records) -> Plan {
     };
     let planned: Vec<Planned> =
         disks.iter().enumerate().map(|at| Planned { disk: at.1.clone(), verdict: verdict(at) }).collect();
-    let counts = entries().filter_map(|(entry, answers)| wrong_count(entry, disks, answers));
+    let mut missing = Vec::new();
+    let mut counts = Vec::new();
+    for (entry, answers) in entries() {
+        match inventory.known.lost(entry, disks, answers) {
+            lost if is_made_up(entry, answers, lost.len()) => missing.extend(lost),
+            _ => counts.extend(wrong_count(entry, disks, answers)),
+        }
+    }
+    missing.extend(planned.iter().filter_map(|planned| match &planned.verdict {
+        Verdict::Failing(failing) => Some(failing.clone()),
+        _ => None,
+    }));
     let refusals = planned.iter().filter_map(|Planned { disk, verdict }| {
         let Verdict::Refuse { entry, why } = verdict else { return None };
         Some(format!("{entry:?} selects {}: {why}", disk.describe()))
     });
-    let errors = counts.chain(refusals).collect();
-    Plan { disks: planned, errors }
+    let errors = counts.into_iter().chain(refusals).collect();
+    Plan { disks: planned, missing, errors }
+}
+
+/// Whether an entry means too few disks, and enough with those that it has lost.
+fn is_made_up(entry: &DataDisks, answers: &[Result<(), String>], lost: usize) -> bool {
+    let number = answers.iter().filter(|answer| answer.is_ok()).count();
+    number < entry.count.least() && number + lost >= entry.count.least()
 }
 
 /// Whether an entry means a disk, else why not.
@@ -271,6 +296,7 @@ struct Judge<'a> {
     disk: &'a Disk,
     entry: &'a DataDisks,
     records: &'a Records,
+    known: &'a Known,
 }
 
 impl Judge<'_> {
@@ -298,7 +324,10 @@ impl Judge<'_> {
         };
         match &disk.content {
             Content::NotExamined { why } => self.refuse(format!("its content is not known: {why}")),
-            Content::Unreadable { error } => self.refuse(format!("it cannot be read: {error}")),
+            Content::Unreadable { error } => {
+                let why = format!("it cannot be read: {error}");
+                self.known.failing(&target.identity, &why).map_or_else(|| self.refuse(why), Verdict::Failing)
+            }
             Content::Blank => Verdict::Prepare(target),
             Content::Foreign(foreign) => self.unless_consent(target, describe(foreign)),
             Content::Prepared(prepared) if is_marked(prepared, &target.marks) => self.own(target, prepared),

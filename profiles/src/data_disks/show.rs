@@ -15,6 +15,7 @@ impl Verdict {
             Self::Continue(..) => "continue",
             Self::Wipe { .. } => "wipe",
             Self::Refuse { .. } => "refuse",
+            Self::Failing(_) => "failing",
             Self::NotSelected { .. } => "-",
         }
     }
@@ -32,12 +33,13 @@ impl Verdict {
                 format!("holds {found}; lost by consent {consent}; becomes {}", becomes(target))
             }
             Self::Refuse { why, .. } => why.clone(),
+            Self::Failing(missing) => missing.why.clone(),
             Self::NotSelected { why } => why.join("; "),
         }
     }
 }
 
-/// One row for each disk, then the errors.
+/// One row for each disk, then the disks that the node goes on without, then the errors.
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let head = ["DISK", "SIZE", "SERIAL", "VERDICT", "REASON"].map(str::to_owned);
@@ -51,6 +53,9 @@ impl fmt::Display for Plan {
                 write!(f, "{cell:width$}  ")?;
             }
             write!(f, "{}", row[4])?;
+        }
+        for missing in &self.missing {
+            write!(f, "\nmissing: {missing}")?;
         }
         for error in &self.errors {
             write!(f, "\nerror: {error}")?;

@@ -380,3 +380,97 @@ error: \"bulk\" selects /dev/sdc (18.0 TB, sata, model WDC WUH721818ALE6L4, seri
 nothing is done to any disk"
     );
 }
+
+/// What a node knew is missing, and its other disks are kept; what it never knew is an error, as ever.
+#[test]
+fn a_known_disk_that_is_away_or_unreadable_is_gone_without() {
+    let known = |serials: &[&str]| {
+        let disk = KnownDisk { entry: "bulk".into(), directory: "z".into(), size: 18_000_207_937_536, model: None };
+        Known(serials.iter().map(|serial| (format!("serial:{serial}"), disk.clone())).collect())
+    };
+    let mine = |name: &str, serial: &str| {
+        let marks = marks(serial);
+        Disk { content: prepared(Stage::Done, &marks, Some(("xfs", marks.file_system))), ..disk(name, serial) }
+    };
+    let unreadable = Disk { content: Content::Unreadable { error: "input/output error".into() }, ..disk("sdb", "Z2") };
+    let foreign = Disk { content: Content::Foreign(Foreign::default()), ..disk("sdb", "Z2") };
+    let stick = Disk { removable: true, ..disk("sdb", "Z2") };
+    // What it is, what was known, disks, verdicts, what is missing, and what the error says.
+    type Case<'a> = (&'a str, &'a [&'a str], Vec<Disk>, &'a [&'a str], &'a [&'a str], &'a str);
+    const GONE: &str = r#"serial:Z2 of "bulk" (18.0 TB, z): it is not there"#;
+    let cases: Vec<Case<'_>> = vec![
+        ("one is away", &["Z1", "Z2"], vec![mine("sda", "Z1")], &["keep"], &[GONE], ""),
+        (
+            "both are away",
+            &["Z1", "Z2"],
+            vec![],
+            &[],
+            &[r#"serial:Z1 of "bulk" (18.0 TB, z): it is not there"#, GONE],
+            "",
+        ),
+        (
+            "one is there in a way that is never chosen",
+            &["Z1", "Z2"],
+            vec![mine("sda", "Z1"), stick],
+            &["keep", "-"],
+            &[r#"serial:Z2 of "bulk" (18.0 TB, z): it is removable"#],
+            "",
+        ),
+        (
+            "one cannot be read",
+            &["Z1", "Z2"],
+            vec![mine("sda", "Z1"), unreadable.clone()],
+            &["keep", "failing"],
+            &[r#"serial:Z2 of "bulk" (18.0 TB, z): it cannot be read: input/output error"#],
+            "",
+        ),
+        ("one is replaced", &["Z1", "Z2"], vec![mine("sda", "Z1"), disk("sdb", "Z3")], &["keep", "prepare"], &[], ""),
+        ("one never was there", &["Z1"], vec![mine("sda", "Z1")], &["keep"], &[], "asks for 2 disks"),
+        ("nothing is known", &[], vec![mine("sda", "Z1")], &["keep"], &[], "asks for 2 disks"),
+        (
+            "unreadable and unknown",
+            &["Z1"],
+            vec![mine("sda", "Z1"), unreadable],
+            &["keep", "refuse"],
+            &[],
+            "cannot be read",
+        ),
+        (
+            "foreign although known",
+            &["Z1", "Z2"],
+            vec![mine("sda", "Z1"), foreign],
+            &["keep", "refuse"],
+            &[],
+            "it holds",
+        ),
+        (
+            "one more than said",
+            &["Z1", "Z2"],
+            vec![mine("sda", "Z1"), mine("sdb", "Z2"), disk("sdc", "Z3")],
+            &["keep", "keep", "prepare"],
+            &[],
+            "found 3",
+        ),
+    ];
+    for (case, serials, disks, verdicts, missing, error) in cases {
+        let mut inventory = Inventory::new(NodeFacts::default(), disks);
+        inventory.known = known(serials);
+        let plan = plan(&node(BULK), &inventory, &Records::default());
+        assert_eq!(words(&plan), verdicts, "{case}");
+        let said: Vec<String> = plan.missing.iter().map(ToString::to_string).collect();
+        assert_eq!(said, missing, "{case}");
+        match &plan.errors[..] {
+            [] => assert!(error.is_empty(), "{case}: no error"),
+            [said] => assert!(!error.is_empty() && said.contains(error), "{case}: {said}"),
+            several => panic!("{case}: {several:?}"),
+        }
+    }
+    let other =
+        Known(known(&["Z2"]).0.into_iter().map(|(id, disk)| (id, KnownDisk { entry: "x".into(), ..disk })).collect());
+    let mut inventory = Inventory::new(NodeFacts::default(), vec![mine("sda", "Z1")]);
+    inventory.known = other;
+    assert!(
+        !plan(&node(BULK), &inventory, &Records::default()).is_sound(),
+        "a disk of another entry makes up for none"
+    );
+}

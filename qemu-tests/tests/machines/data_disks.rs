@@ -9,7 +9,7 @@ use qemu_tests::foreign;
 use qemu_tests::guest::{READY, STOPPED};
 use qemu_tests::ignition::Config;
 use qemu_tests::machine::Format;
-use qemu_tests::storage::{DISK_18T, digest, ends};
+use qemu_tests::storage::{DISK_18T, damage_xfs, digest, ends};
 use qemu_tests::{Bus, Disk, Machine, Platform, Role, Scenario, Vm, images, scenario};
 use serde_json::{Value, json};
 
@@ -93,7 +93,8 @@ fn pull(vm: &mut Vm, disks: [(&str, usize); 2]) -> Result<()> {
 }
 
 /// A consent to wipe is for one disk and one time. Where a disk goes away in the middle, the next start goes on. Names of
-/// disks mean nothing: at the second boot each has another one.
+/// disks mean nothing: at the second boot each has another one. Once all were well, a node goes on without one that is away
+/// or broken.
 #[test]
 fn disks_are_prepared_once_and_kept_whatever_their_names() {
     scenario("data-disks", |s| {
@@ -143,6 +144,23 @@ fn disks_are_prepared_once_and_kept_whatever_their_names() {
         ensure!(lasting(&told[0]) == lasting(&told[1]), "{:#?}\nthen\n{:#?}", told[0], told[1]);
         let serials = ["ONE", "TWO", "MINE", "OTHER"];
         ensure!(names(&told[0], &serials)? != names(&told[1], &serials)?, "no disk has another name: {:#?}", told[1]);
+
+        // One is gone, and one is broken: the third is as it was.
+        damage_xfs(&large[1], DISK_18T, 1 << 20)?;
+        let there = disks.iter().filter(|disk| disk.file() != large[0]).cloned();
+        let vm = s.start(&there.fold(base.clone(), Machine::disk))?;
+        vm.wait_ready().context("the boot without two disks")?;
+        for (serial, why) in [("ONE", "it is not there"), ("TWO", "it cannot be mounted")] {
+            let warning = format!("nodezero: warning: data disk serial:{serial} of \"bulk\"");
+            let line = vm.console().find(&warning).with_context(|| format!("it does not say {warning:?}"))?;
+            ensure!(line.text.contains(why), "no {why:?} in {}", line.text);
+        }
+        let said = vm.probe()?;
+        expect_mounted(&said, "mine", "")?;
+        let kept = said.iter().filter(|line| *line == "kept").count();
+        ensure!(kept == 1, "something was written to where a disk is not mounted: {said:#?}");
+        vm.power_off()?;
+        ensure!(ends(&large[0], DISK_18T, 1 << 20)? == written[1][0], "the disk that was away was changed");
 
         // Somebody puts new content there: the consent is used up.
         ext4.make(&mine)?;

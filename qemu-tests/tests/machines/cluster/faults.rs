@@ -100,7 +100,7 @@ pub(super) fn stuck(site: &mut Site<'_>) -> Result<()> {
     let flag = site.s.file("hold", b"1")?;
     let machine = site.machine("worker-5")?.fw_cfg(HOLD, flag);
     site.switch_on(&machine)?;
-    site.wait_for("worker-5", "NodeZero cannot finish step confirm")?;
+    site.wait_told("worker-5", "a secret that is not needed any more cannot be removed", "restart")?;
     wait_until("worker-5 to be listed as stuck", SEEN, || {
         let node = site.listed("worker-5")?;
         ensure!(node["health"] == "stuck" && node["step"] == "confirm", "{node}");
@@ -121,6 +121,29 @@ pub(super) fn full_state(site: &mut Site<'_>) -> Result<()> {
     site.wait_for("worker-2", "No space left")?;
     site.wait_for("worker-2", "`state` is full")?;
     site.cut_power("worker-2")
+}
+
+/// A disk of a worker of the cluster is gone at a later start: the node is Ready nevertheless, and the operator sees what it
+/// lacks. Then the disk is back.
+pub(super) fn lost_disk(site: &mut Site<'_>) -> Result<()> {
+    site.make_room()?;
+    let machine = site.worker_with("worker-1", &["bulk-1"])?;
+    site.start(&machine, "without a disk")?;
+    site.expect_node("worker-1")?;
+    site.expect_registered("worker-1", "worker", 1)?;
+    wait_until("the registry to name the disk", SEEN, || {
+        let node = site.listed("worker-1")?;
+        let message = node["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("serial:BULK-2") && message.contains("it is not there"), "{node}");
+        Ok(Some(()))
+    })?;
+    site.power_off("worker-1")?;
+    site.with_worker()?;
+    site.expect_registered("worker-1", "worker", 2)?;
+    site.expect_file_systems()?;
+    let node = site.listed("worker-1")?;
+    ensure!(!node["message"].as_str().unwrap_or_default().contains("BULK-2"), "{node}");
+    Ok(())
 }
 
 /// A node whose clock is decades wrong says that its clock is it; with a right clock it is Ready again.

@@ -39,6 +39,7 @@ const PHASES: &[(&str, Act, bool)] = &[
     ("stuck", faults::stuck, false),
     ("full", faults::full_state, false),
     ("power", flow::power, true),
+    ("disk", faults::lost_disk, false),
     ("clock", faults::wrong_clock, false),
     ("reflash", faults::reflashed, true),
     ("reinstall", faults::reinstalled, true),

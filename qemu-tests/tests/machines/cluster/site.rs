@@ -36,8 +36,8 @@ pub(super) const NAMESPACE: &str = "nodezero-system";
 /// The tests' own container images.
 const ARCHIVE: &str = "rig.tar.zst";
 
-/// Names of files by which the harness tells a machine, at a power-on, to fill its `state`, and to hold its ESP so that
-/// nobody can write to it.
+/// Names of files by which the harness tells a machine, at a power-on, to fill its `state`, and to hold the configuration
+/// that is removed at the end.
 pub(super) const FILL: &str = "opt/dev.nodezero/fill";
 pub(super) const HOLD: &str = "opt/dev.nodezero/hold";
 
@@ -138,8 +138,13 @@ impl<'a> Site<'a> {
 
     /// The first worker, on the boot disk of this name, with its two large disks.
     pub(super) fn worker_on(&self, disk: &str) -> Result<Machine> {
+        self.worker_with(disk, &["bulk-1", "bulk-2"])
+    }
+
+    /// The first worker, on the boot disk of this name, with these large disks.
+    pub(super) fn worker_with(&self, disk: &str, large: &[&str]) -> Result<Machine> {
         let mut machine = self.machine_on("worker-1", disk)?;
-        for name in ["bulk-1", "bulk-2"] {
+        for name in large {
             let large = match self.disk(name) {
                 Some(large) => large,
                 None => self.s.empty_disk(name, DISK_18T)?,
@@ -391,8 +396,8 @@ pub(super) fn probe() -> Value {
         )
     };
     let fill = flagged(FILL, "dd if=/dev/zero of=/var/fill bs=1M; dd if=/dev/zero of=/var/rest bs=4k; sync");
-    // A file system that is mounted read-only cannot be mounted for writing as well.
-    let hold = flagged(HOLD, "mount -o ro /dev/disk/by-partlabel/ESP /mnt");
+    // What is mounted on cannot be removed.
+    let hold = flagged(HOLD, "mount --bind /run/nodezero/config.ign /run/nodezero/config.ign");
     json!({
         "storage": { "files": [
             { "path": "/etc/probe.sh", "mode": 0o644, "contents": { "source": data_url(script.as_bytes()) } },
