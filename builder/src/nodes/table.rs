@@ -5,8 +5,9 @@ use nodezero_profile::Role;
 
 use super::registry::{Entry, Listing};
 
-/// The columns. What a node is stuck at comes last, as it may be long.
-const HEADER: [&str; 8] = ["NAME", "ROLE", "VERSION", "MESH ADDRESS", "DISKS", "AGE", "HEALTH", "STUCK AT"];
+/// The columns. The message comes last, as it may be long: what a node is stuck at, and why; or what is not as it should be
+/// although it is ready.
+const HEADER: [&str; 8] = ["NAME", "ROLE", "VERSION", "MESH ADDRESS", "DISKS", "AGE", "HEALTH", "MESSAGE"];
 
 /// The table, a line each, without line ends. `now` is what ages are counted to.
 #[must_use]
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(
             table[..3],
             [
-                "NAME      ROLE    VERSION  MESH ADDRESS  DISKS       AGE   HEALTH  STUCK AT",
+                "NAME      ROLE    VERSION  MESH ADDRESS  DISKS       AGE   HEALTH  MESSAGE",
                 "vps-1     edge    -        -             -           -     stuck   mesh: no answer; from it",
                 "worker-1  worker  0.1.0    100.64.0.2    2, 36.0 TB  2d2h  ready",
             ]
