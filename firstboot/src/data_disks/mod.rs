@@ -267,7 +267,8 @@ fn words(plan: &Plan) -> String {
     let disks = plan
         .targets()
         .map(|(planned, target)| format!("{} {} ({})", planned.verdict.word(), planned.disk.path, target.identity));
-    let line = disks.collect::<Vec<_>>().join(", ");
+    let missing = plan.missing.iter().map(|missing| format!("go on without {}", missing.identity));
+    let line = disks.chain(missing).collect::<Vec<_>>().join(", ");
     if line.is_empty() { "no disk is meant".to_owned() } else { line }
 }
 

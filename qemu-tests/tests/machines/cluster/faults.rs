@@ -23,21 +23,30 @@ const LOSSY: Quality = Quality { loss: 5, delay: Duration::from_millis(100), see
 /// Where a node has its join token.
 const JOIN_TOKEN: &str = "/etc/nodezero/secrets/join-token";
 
+/// The power of the first control node is cut while K3s makes the cluster's store and certificates, and while it registers
+/// the node. What comes of it is for the phase `control` to see.
+pub(super) fn first_cuts(site: &mut Site<'_>) -> Result<()> {
+    cut_at(
+        site,
+        "control-1",
+        &[
+            ("nodezero: step cluster: k3s.service is started", Duration::from_secs(10)),
+            ("nodezero: step cluster: node control-1 is Ready", Duration::from_millis(500)),
+        ],
+    )
+}
+
 /// The power of a new worker is cut while it joins the mesh, while K3s starts for the first time, and while it registers:
 /// in the end it is Ready.
 pub(super) fn cuts(site: &mut Site<'_>) -> Result<()> {
     site.make_room()?;
-    let machine = site.machine("worker-2")?;
-    for (text, moment) in [
+    let moments = [
         ("nodezero: step firewall:", Duration::from_secs(3)),
         ("nodezero: step cluster: k3s-agent.service is started", Duration::from_secs(5)),
         ("nodezero: step cluster: node worker-2 is Ready", Duration::from_millis(500)),
-    ] {
-        site.switch_on(&machine)?;
-        site.wait_for("worker-2", text)?;
-        thread::sleep(moment);
-        site.cut_power("worker-2")?;
-    }
+    ];
+    cut_at(site, "worker-2", &moments)?;
+    let machine = site.machine("worker-2")?;
     site.start(&machine, "after cuts")?;
     site.expect_node("worker-2")?;
     site.expect_registered("worker-2", "worker", 0)?;
@@ -194,6 +203,18 @@ pub(super) fn reinstalled(site: &mut Site<'_>) -> Result<()> {
     site.expect_node("worker-1")?;
     site.expect_registered("worker-1", "worker", 2)?;
     site.expect_file_systems()
+}
+
+/// Switches a machine on, and cuts its power so long after it said each of these.
+fn cut_at(site: &mut Site<'_>, name: &str, moments: &[(&str, Duration)]) -> Result<()> {
+    let machine = site.machine(name)?;
+    for (text, moment) in moments {
+        site.switch_on(&machine)?;
+        site.wait_for(name, text)?;
+        thread::sleep(*moment);
+        site.cut_power(name)?;
+    }
+    Ok(())
 }
 
 /// Changes the join token in a machine's configuration, which is rendered anew for each [`Machine`]. Gives the one that

@@ -25,9 +25,10 @@ use self::site::Site;
 /// Does and asserts a phase.
 type Act = fn(&mut Site<'_>) -> Result<()>;
 
-/// What is done, in order, and whether every day. The first two are what all others rest on; `full` rests on
+/// What is done, in order, and whether every day. `control` and `worker` are what all others rest on; `full` rests on
 /// `cuts`.
 const PHASES: &[(&str, Act, bool)] = &[
+    ("first-cuts", faults::first_cuts, false),
     ("control", flow::control, true),
     ("worker", flow::worker, true),
     ("pods", flow::pods, true),
@@ -61,11 +62,11 @@ fn run(site: &mut Site<'_>) -> Result<()> {
     let until = env::var("NODEZERO_FLOW_UNTIL").unwrap_or_default();
     let chosen = env::var("NODEZERO_FLOW_PHASES").unwrap_or_default();
     let chosen: Vec<&str> = chosen.split(',').filter(|phase| !phase.is_empty()).collect();
-    for (index, (name, act, every_day)) in PHASES.iter().enumerate() {
+    for (name, act, every_day) in PHASES {
         let is_chosen = match &chosen[..] {
             [] => *every_day,
             ["all"] => true,
-            chosen => index < 2 || chosen.contains(name),
+            chosen => ["control", "worker"].contains(name) || chosen.contains(name),
         };
         if is_chosen {
             site.phase(name, *act)?;

@@ -36,8 +36,8 @@ pub(super) const NAMESPACE: &str = "nodezero-system";
 /// The tests' own container images.
 const ARCHIVE: &str = "rig.tar.zst";
 
-/// Names of files by which the harness tells a machine, at a power-on, to fill its `state`, and to hold the configuration
-/// that is removed at the end.
+/// Names of files by which the harness tells a machine, at a power-on, to fill its `state`, and to have a secret in the
+/// way of its last step that cannot be removed.
 pub(super) const FILL: &str = "opt/dev.nodezero/fill";
 pub(super) const HOLD: &str = "opt/dev.nodezero/hold";
 
@@ -126,7 +126,9 @@ impl<'a> Site<'a> {
         let config = self.profiles.render(name, &self.s.dir().join(format!("{name}.ign")))?;
         let machine = Machine::new(name).disk(boot).fw_cfg("opt/com.coreos/config", config);
         Ok(match role {
-            Role::Control => machine.memory_mib(3072).network(Network::User { forwards: vec![(self.api_port, PORT)] }),
+            Role::Control => {
+                machine.processors(2).memory_mib(3072).network(Network::User { forwards: vec![(self.api_port, PORT)] })
+            }
             Role::Worker => machine.processors(2),
             Role::Edge => machine,
         })
@@ -397,7 +399,8 @@ pub(super) fn probe() -> Value {
     };
     let fill = flagged(FILL, "dd if=/dev/zero of=/var/fill bs=1M; dd if=/dev/zero of=/var/rest bs=4k; sync");
     // What is mounted on cannot be removed.
-    let hold = flagged(HOLD, "mount --bind /run/nodezero/config.ign /run/nodezero/config.ign");
+    let config = "/run/nodezero/config.ign";
+    let hold = flagged(HOLD, &format!("touch {config}; mount --bind {config} {config}"));
     json!({
         "storage": { "files": [
             { "path": "/etc/probe.sh", "mode": 0o644, "contents": { "source": data_url(script.as_bytes()) } },
