@@ -66,6 +66,9 @@ pub(crate) trait Host {
     /// What is missing on this machine for K3s, if anything.
     fn ready_for_k3s(&self) -> anyhow::Result<()>;
 
+    /// Has all that was written below `/var` be on its disk.
+    fn flush(&self) -> anyhow::Result<()>;
+
     /// How long it has been.
     fn now(&self) -> Duration;
 
@@ -126,6 +129,11 @@ impl Host for System {
 
     fn ready_for_k3s(&self) -> anyhow::Result<()> {
         check_machine(Path::new("/"))
+    }
+
+    fn flush(&self) -> anyhow::Result<()> {
+        let var = std::fs::File::open("/var").context("opening /var")?;
+        rustix::fs::syncfs(var).context("flushing /var")
     }
 
     fn now(&self) -> Duration {

@@ -3,6 +3,7 @@
 //! - [`config`] makes K3s' `config.yaml` of the profile and the mesh; a server that the profile names is looked up in the
 //!   mesh at every start, so that it may get another address;
 //! - [`wait`] waits for the node to be Ready, and says for what; [`log`] knows K3s' words for it;
+//! - [`leftovers`] mends what an interrupted start left;
 //! - [`host`] is what all this needs of the machine.
 //!
 //! K3s is not enabled in the image: this step starts it, on every start, once the mesh address exists. It is restarted
@@ -15,6 +16,7 @@
 
 pub(crate) mod config;
 pub(crate) mod host;
+mod leftovers;
 pub(crate) mod log;
 #[cfg(test)]
 mod tests;
@@ -40,6 +42,7 @@ use crate::kubernetes::{Access, Endpoint};
 use crate::mesh;
 use crate::run::journal::Journal;
 use crate::run::step::{Check, Step};
+use crate::run::unwritten;
 use crate::summary::{Failure, OrFail};
 
 /// The kubelet's credentials, which K3s writes.
@@ -51,6 +54,8 @@ pub(crate) const CONFIG: &str = "/etc/rancher/k3s/config.yaml";
 const CONFIG_LIMIT: u64 = 1 << 20;
 /// The largest join token.
 const TOKEN_LIMIT: u64 = 4096;
+/// The note of the journal that has the program of K3s with which this node was Ready, and all it wrote flushed.
+const SETTLED: &str = "cluster.settled";
 /// How long to wait where the profile does not say.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
@@ -184,6 +189,12 @@ impl Cluster {
         })
     }
 
+    /// Mends what an interrupted start left, before K3s runs.
+    fn mend(&self, settled: Option<&str>, progress: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+        leftovers::clear(&self.root, settled)?.iter().for_each(|line| progress(line));
+        leftovers::ensure_password(&self.root).map(drop)
+    }
+
     /// Writes K3s' configuration, if it changed.
     fn configure(&mut self, journal: &mut Journal) -> Result<bool, Failure> {
         let (what, setting) = ("the server to join is not found", "cluster.server");
@@ -236,6 +247,10 @@ impl Step for Cluster {
             return Err(Failure::new(WHAT, format!("systemd has no {unit}"), "use the image of this node's role"));
         }
         let is_running = matches!(state.active.as_str(), "active" | "activating" | "reloading");
+        let settled: Option<String> = journal.note(SETTLED).or_fail(WHAT, "restart")?;
+        if !is_running {
+            self.mend(settled.as_deref(), progress).or_fail(WHAT, "look whether `state` is full, and restart")?;
+        }
         if changed || !is_running {
             let (server, again) = (self.server.as_ref(), changed && is_running);
             let joining = server.map_or_else(String::new, |server| format!(" to join {server}"));
@@ -245,6 +260,11 @@ impl Step for Cluster {
         }
         let wanted = self.wanted(journal)?;
         wait::ready(&*self.host, &wanted, progress)?;
+        let program = leftovers::program(&self.root).or_fail(WHAT, "restart")?;
+        if settled.as_ref() != Some(&program) {
+            self.host.flush().or_fail("what K3s wrote cannot be flushed", "look whether the disk of `state` fails")?;
+            journal.set_note(SETTLED, &program).map_err(unwritten)?;
+        }
         self.skipped = log::skipped(&self.host.first_log(unit));
         Ok(())
     }

@@ -68,6 +68,7 @@ struct Played {
     now: Cell<Duration>,
     started: RefCell<Vec<String>>,
     stop_at: Cell<Option<u64>>,
+    flushed: Cell<u32>,
 }
 
 impl Played {
@@ -119,6 +120,11 @@ impl Host for Rc<Played> {
         Ok(())
     }
 
+    fn flush(&self) -> anyhow::Result<()> {
+        self.flushed.set(self.flushed.get() + 1);
+        Ok(())
+    }
+
     fn now(&self) -> Duration {
         self.now.get()
     }
@@ -160,6 +166,9 @@ fn rig(role: &str, cluster: &str, moments: Vec<(u64, Moment)>) -> Rig {
     fs::create_dir_all(token.parent().expect("has one")).expect("made");
     fs::write(&token, format!("K10abc::server:{SECRET}\n")).expect("written");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("set");
+    let program = root.path().join("usr/bin/k3s");
+    fs::create_dir_all(program.parent().expect("has one")).expect("made");
+    fs::write(program, "a program").expect("written");
     let json = format!(
         r#"{{"version":1,"name":"n-1","role":"{role}","mesh":{{}},"cluster":{{"tokenFile":"/s/token","wait":600{cluster}}}}}"#
     );
@@ -206,12 +215,35 @@ fn a_worker_joins_and_a_second_run_changes_nothing() {
     let (result, said) = rig.run();
     assert!(result.is_ok() && said.is_empty(), "{said:?}");
     assert_eq!(*rig.host.started.borrow(), ["k3s-agent.service"]);
+    assert_eq!(rig.host.flushed.get(), 1, "once, when it was Ready first");
+    assert!(rig.root.path().join("etc/rancher/node/password").exists());
     // The server has another address at another start.
     rig.mesh.0.set(2);
     let (result, said) = rig.run();
     assert!(result.is_ok(), "{said:?}");
     assert_eq!(*rig.host.started.borrow(), ["k3s-agent.service", "k3s-agent.service again"]);
     assert!(rig.config().contains("https://100.64.0.2:6443") && said[0].contains("configuration changed"), "{said:?}");
+}
+
+#[test]
+fn what_an_interrupted_start_left_is_mended() {
+    let moments =
+        || vec![(0, Moment { unit: unit("inactive", "dead", 0), ..Moment::starting() }), (9, Moment::ready())];
+    let mut rig = rig("worker", JOINS, moments());
+    let agent = rig.root.path().join("var/lib/rancher/k3s/agent");
+    fs::create_dir_all(agent.join("containerd/snapshots")).expect("made");
+    fs::write(agent.join("client-kubelet.key"), "").expect("written");
+    let (result, said) = rig.run();
+    result.expect("ready");
+    assert!(said[0].contains("agent/containerd is made anew") && said[1].contains("client-kubelet.key"), "{said:?}");
+    // Once all of it is on the disk, only what is empty goes.
+    fs::create_dir_all(agent.join("containerd/snapshots")).expect("made");
+    rig.host.now.set(Duration::ZERO);
+    let (result, said) = rig.run();
+    result.expect("ready");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(agent.join("containerd/snapshots").exists());
+    assert_eq!(rig.host.flushed.get(), 1);
 }
 
 #[test]
