@@ -21,10 +21,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::authorization::v1::{ResourceRule, SelfSubjectRulesReview, SelfSubjectRulesReviewSpec};
+use kube::api::PostParams;
 use nodezero::cache::Cache;
 use nodezero::demo::rig;
 use nodezero::kube::{ANSWER, Access, Cluster, block_on};
+use nodezero::manifest::Manifest;
 use nodezero::progress::Progress;
+use nodezero::shares::{self, Share};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -306,6 +310,32 @@ impl Api {
         let name = object["metadata"]["name"].as_str().context("an object has a name")?;
         self.with(async |cluster| cluster.apply(&cluster.of::<K>(namespace), name, object).await)
     }
+
+    /// What these credentials may do in a namespace by the cluster's roles, but for what everybody may: ask who they are,
+    /// and what they may do. Each as `VERB RESOURCE NAME`, sorted; `*` stands for any name.
+    pub fn rights(&self, namespace: &str) -> Result<Vec<String>> {
+        let review = SelfSubjectRulesReview {
+            spec: SelfSubjectRulesReviewSpec { namespace: Some(namespace.to_owned()) },
+            ..SelfSubjectRulesReview::default()
+        };
+        let review = self.with(async |cluster| {
+            let reviews = cluster.all::<SelfSubjectRulesReview>();
+            reviews.create(&PostParams::default(), &review).await.context("asking for the rules of a token")
+        })?;
+        let rules = review.status.context("no answer about the rules of a token")?.resource_rules;
+        let everybodys = |group: &String| ["authorization.k8s.io", "authentication.k8s.io"].contains(&group.as_str());
+        let of_us = rules.into_iter().filter(|rule| !rule.api_groups.iter().flatten().all(everybodys));
+        let mut rights = Vec::new();
+        for ResourceRule { verbs, resources, resource_names, .. } in of_us {
+            let names = resource_names.filter(|names| !names.is_empty()).unwrap_or_else(|| vec!["*".to_owned()]);
+            let things = resources.iter().flatten().flat_map(|resource| names.iter().map(move |name| (resource, name)));
+            rights.extend(
+                things.flat_map(|(resource, name)| verbs.iter().map(move |verb| format!("{verb} {resource} {name}"))),
+            );
+        }
+        rights.sort();
+        Ok(rights)
+    }
 }
 
 /// How long one power-on took.
@@ -365,11 +395,27 @@ fn parse_summary(line: &str) -> Result<(String, Vec<(String, u64)>)> {
     Ok((name.to_owned(), steps))
 }
 
-/// Power-ons in order; printed as a table of seconds, one line each.
+/// What was measured: printed as tables, kept as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Timings(pub Vec<Timing>);
+#[serde(rename_all = "camelCase")]
+pub struct Figures {
+    /// Power-ons in order.
+    pub power_ons: Vec<Timing>,
+    /// How the size of each role's image is shared.
+    pub images: BTreeMap<String, Vec<Share>>,
+}
 
-impl Timings {
+impl Figures {
+    /// Takes in how an image's size is shared, as its manifest says.
+    pub fn add_image(&mut self, role: Role, image: &Image) -> Result<()> {
+        let path = image.path.with_extension("manifest.json");
+        let manifest = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let manifest: Manifest =
+            serde_json::from_slice(&manifest).with_context(|| format!("parsing {}", path.display()))?;
+        self.images.insert(role.name().to_owned(), manifest.sizes.shares);
+        Ok(())
+    }
+
     /// Writes them as JSON.
     pub fn write(&self, path: &Path) -> Result<()> {
         let json = serde_json::to_vec_pretty(self)?;
@@ -377,10 +423,11 @@ impl Timings {
     }
 }
 
-impl fmt::Display for Timings {
+/// Power-ons in seconds, one line each; then each image.
+impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |ms: u64| format!("{}.{}", ms / 1000, ms % 1000 / 100);
-        for timing in &self.0 {
+        for timing in &self.power_ons {
             let Timing { node, power_on, ready_ms, parts, memory_mib } = timing;
             write!(f, "{node:<10} {power_on:<22} {:>7} s:", seconds(*ready_ms))?;
             for (part, ms) in parts {
@@ -389,12 +436,18 @@ impl fmt::Display for Timings {
             let memory = memory_mib.map(|mib| format!("; {mib} MiB in use at rest")).unwrap_or_default();
             writeln!(f, "{memory}")?;
         }
+        for (role, shares) in &self.images {
+            writeln!(f, "image of {role}:")?;
+            shares::lines(shares).iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use nodezero::shares::Part;
+
     use super::*;
 
     #[test]
@@ -415,11 +468,18 @@ mod tests {
             parts: steps,
             memory_mib: Some(412),
         };
-        let table = Timings(vec![timing]).to_string();
+        let share = Share { part: Part::Kernel, bytes: 12 << 20, packed: 11 << 20 };
+        let figures = Figures { power_ons: vec![timing], images: [("edge".to_owned(), vec![share])].into() };
+        let table = figures.to_string();
+        let lines: Vec<&str> = table.lines().collect();
         assert_eq!(
-            table,
-            "worker-1   first                     83.4 s:  data-disks 1.2  mesh 0.0; 412 MiB in use at rest\n"
+            lines[..2],
+            [
+                "worker-1   first                     83.4 s:  data-disks 1.2  mesh 0.0; 412 MiB in use at rest",
+                "image of edge:"
+            ]
         );
+        assert!(lines[3].contains("kernel") && lines[3].ends_with("11.0 MiB"), "{table}");
         assert_eq!(parse_at("nodezero: switch root: systemd takes over (70 ms, at 5690 ms)").unwrap(), 5690);
         assert!(parse_at("nodezero: switch root: systemd takes over").is_err());
     }

@@ -98,7 +98,7 @@ pub(super) fn pods(site: &mut Site<'_>) -> Result<()> {
     Ok(())
 }
 
-/// An edge node is added on the control side. At its first start the mesh's control server is down, then its key has
+/// An edge node is added on the control side. At its first start the mesh's control server is silent, then its key has
 /// expired; it says so, and gets in as soon as both are mended. It registers itself, may do nothing else, and shows two
 /// ports.
 pub(super) fn edge(site: &mut Site<'_>) -> Result<()> {
@@ -109,9 +109,9 @@ pub(super) fn edge(site: &mut Site<'_>) -> Result<()> {
     site.profiles.append("nodes/edge-1.yaml", &format!("ignition: {ignition}\n"))?;
     let forwards = forwards(&[OPEN, CLOSED].concat())?;
     let machine = site.machine("edge-1")?.network(Network::User { forwards: forwards.clone() });
-    site.mesh.admin("POST", "/control/refuse", "")?;
+    site.mesh.admin("POST", "/control/hang", "")?;
     site.switch_on(&machine)?;
-    site.wait_for("edge-1", "waiting for the control server http")?;
+    site.wait_for("edge-1", "waiting for an answer of the control server http")?;
     site.mesh.admin("POST", "/control/up", "")?;
     site.wait_told("edge-1", "the control server of the mesh refuses this node", "make another auth key")?;
     let said = site.vm("edge-1")?.console().find("API key has expired");
@@ -127,7 +127,7 @@ pub(super) fn edge(site: &mut Site<'_>) -> Result<()> {
     site.note_memory("edge-1")
 }
 
-/// What the edge node's token may read, and what not.
+/// What the edge node's token may do, by the cluster's own account, and what of it and of the rest it can do.
 fn expect_rights(site: &Site<'_>) -> Result<()> {
     let edge = site.edge_api("edge-1")?;
     edge.find::<ConfigMap>(NAMESPACE, "registration-edge-1")?.context("the edge node cannot read its registration")?;
@@ -138,6 +138,23 @@ fn expect_rights(site: &Site<'_>) -> Result<()> {
     ] {
         let error = outcome.err().with_context(|| format!("the edge node's token may read {what}"))?;
         ensure!(format!("{error:#}").contains("does not permit"), "{what}: {error:#}");
+    }
+    for (namespace, expected) in [
+        (
+            NAMESPACE,
+            &[
+                "get configmaps registration-edge-1",
+                "get configmaps routes-edge-1",
+                "patch configmaps registration-edge-1",
+                "update configmaps registration-edge-1",
+                "watch configmaps routes-edge-1",
+            ][..],
+        ),
+        ("default", &[]),
+        ("kube-system", &[]),
+    ] {
+        let rights = edge.rights(namespace)?;
+        ensure!(rights == expected, "in {namespace} the edge node's token may {rights:?}");
     }
     Ok(())
 }

@@ -53,7 +53,7 @@ fn from_images_to_a_cluster_and_through_its_faults() {
         let mut site = Site::prepare(s)?;
         let outcome = run(&mut site);
         // What was measured is worth having, however it ended.
-        site.write_timings()?;
+        site.write_figures()?;
         outcome
     });
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::config::Kubeconfig;
-use qemu_tests::cluster::{Api, MeshServer, Profiles, Timing, Timings, image, program, wait_ready, wait_until};
+use qemu_tests::cluster::{Api, Figures, MeshServer, Profiles, Timing, image, program, wait_ready, wait_until};
 use qemu_tests::guest::{STOPPED, free_port};
 use qemu_tests::ignition::{PROBE, data_url};
 use qemu_tests::machine::{Format, Network};
@@ -48,7 +49,7 @@ pub(super) struct Site<'a> {
     pub(super) profiles: Profiles,
     pub(super) api: Api,
     api_port: u16,
-    timings: Timings,
+    figures: Figures,
     on: BTreeMap<String, Vm>,
     /// The identifiers of the first worker's data file systems, as they were made.
     pub(super) file_systems: Vec<String>,
@@ -91,7 +92,7 @@ impl<'a> Site<'a> {
             profiles,
             api,
             api_port,
-            timings: Timings::default(),
+            figures: Figures::default(),
             on: BTreeMap::new(),
             file_systems: Vec::new(),
         })
@@ -104,9 +105,13 @@ impl<'a> Site<'a> {
         outcome
     }
 
-    pub(super) fn write_timings(&self) -> Result<()> {
-        println!("{}", self.timings);
-        self.timings.write(&self.s.dir().join("timings.json"))
+    /// Prints what was measured, also where the test run shows no output of tests that pass, and keeps it.
+    pub(super) fn write_figures(&mut self) -> Result<()> {
+        for role in [Role::Control, Role::Worker, Role::Edge] {
+            self.figures.add_image(role, &image(role)?)?;
+        }
+        writeln!(io::stdout(), "{}", self.figures)?;
+        self.figures.write(&self.s.dir().join("figures.json"))
     }
 
     /// The machine of a node, with its rendered configuration, on the boot disk of this name. It is as earlier power-ons
@@ -215,7 +220,7 @@ impl<'a> Site<'a> {
     pub(super) fn wait(&mut self, name: &str, power_on: &str) -> Result<()> {
         let vm = self.on.get(name).with_context(|| format!("{name} is off"))?;
         wait_ready(vm, BOOT).with_context(|| format!("{name}, {power_on} power-on"))?;
-        self.timings.0.push(Timing::read(vm, power_on)?);
+        self.figures.power_ons.push(Timing::read(vm, power_on)?);
         Ok(())
     }
 
@@ -254,7 +259,7 @@ impl<'a> Site<'a> {
     pub(super) fn note_memory(&mut self, name: &str) -> Result<()> {
         let said = self.said(name, "memory-mib")?;
         let memory = said.first().context("the probe tells no memory")?.parse().context("reading the memory")?;
-        let timing = self.timings.0.iter_mut().rev().find(|timing| timing.node == name);
+        let timing = self.figures.power_ons.iter_mut().rev().find(|timing| timing.node == name);
         timing.context("no power-on of the node is noted")?.memory_mib = Some(memory);
         Ok(())
     }
