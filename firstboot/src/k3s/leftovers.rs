@@ -4,7 +4,8 @@
 //! there and empty, and that is worse than none: a node with an empty password is refused for ever, since the password
 //! that the cluster knows is lost; an empty key, certificate or program is used as if it were one.
 //!
-//! So the node's password is made here, durably, before K3s looks for it; empty files where K3s makes none are removed,
+//! So the node's password is made here, durably, before K3s looks for it, and so is the name of the iSCSI initiator, which
+//! Longhorn's volumes are attached by and which iscsid's start would make as carelessly; empty files where K3s makes none are removed,
 //! as K3s makes anew what is missing; and until a node was Ready once and all it wrote is on the disk, what its first
 //! starts unpacked begins anew at the next.
 //!
@@ -25,6 +26,12 @@ use crate::files::{read_bounded, write_atomically};
 const PASSWORD: &str = "etc/rancher/node/password";
 const PASSWORD_BYTES: usize = 16;
 const PASSWORD_LIMIT: u64 = 4096;
+/// The initiator's name: the image has a file that asks for one. [iscsi-iname(8)] makes it of this prefix and random digits.
+///
+/// [iscsi-iname(8)]: https://manpages.debian.org/trixie/open-iscsi/iscsi-iname.8.en.html
+const INITIATOR: &str = "etc/iscsi/initiatorname.iscsi";
+const INITIATOR_PREFIX: &str = "iqn.1993-08.org.debian:01:";
+const INITIATOR_BYTES: usize = 6;
 /// The program, which unpacks others.
 const PROGRAM: &str = "usr/bin/k3s";
 /// Where it unpacks them: each program into a directory whose name is a digest of 64 hexadecimal digits. Plugins of others
@@ -57,15 +64,40 @@ pub(super) fn ensure_password(root: &Path) -> anyhow::Result<bool> {
     if known {
         return Ok(false);
     }
-    let mut random = [0; PASSWORD_BYTES];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).context("reading random numbers")?;
-    let mut text = String::new();
-    random.iter().for_each(|byte| write!(text, "{byte:02x}").expect("memory is enough"));
-    text.push('\n');
+    let text = format!("{}\n", random_digits::<PASSWORD_BYTES>()?);
     let directory = path.parent().expect("it has one");
     fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     write_atomically(&path, text.as_bytes(), 0o600)?;
     Ok(true)
+}
+
+/// Makes the name of the iSCSI initiator, where the image has one and nobody has named it. Whether it did.
+///
+/// # Errors
+/// When its file cannot be read or written.
+pub(super) fn ensure_initiator(root: &Path) -> anyhow::Result<bool> {
+    let path = root.join(INITIATOR);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let text = String::from_utf8_lossy(&read_bounded(&path, PASSWORD_LIMIT)?).into_owned();
+    let is_named = |line: &str| line.trim_start().strip_prefix("InitiatorName=").is_some_and(|name| !name.is_empty());
+    if text.lines().any(is_named) {
+        return Ok(false);
+    }
+    let name = format!("InitiatorName={INITIATOR_PREFIX}{}\n", random_digits::<INITIATOR_BYTES>()?);
+    write_atomically(&path, name.as_bytes(), 0o600)?;
+    Ok(true)
+}
+
+/// So many random bytes in hexadecimal.
+fn random_digits<const BYTES: usize>() -> anyhow::Result<String> {
+    let mut random = [0; BYTES];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).context("reading random numbers")?;
+    Ok(random.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    }))
 }
 
 /// What tells K3s' program from that of another image: its size and time.
@@ -183,6 +215,22 @@ mod tests {
         fs::remove_file(&path).expect("removed");
         fs::create_dir(&path).expect("made");
         assert!(ensure_password(root.path()).is_err());
+    }
+
+    #[test]
+    fn an_initiator_is_named_once() {
+        let root = root();
+        assert!(!ensure_initiator(root.path()).expect("no iSCSI here"));
+        for unnamed in ["GenerateName=yes\n", "", "InitiatorName=\n"] {
+            write(root.path(), INITIATOR, unnamed);
+            assert!(ensure_initiator(root.path()).expect("named"), "{unnamed:?}");
+            let text = fs::read_to_string(root.path().join(INITIATOR)).expect("there");
+            let digits = text.strip_prefix("InitiatorName=iqn.1993-08.org.debian:01:").expect("a name").trim_end();
+            assert!(digits.len() == 12 && digits.chars().all(|c| c.is_ascii_hexdigit()), "{text}");
+            assert!(!ensure_initiator(root.path()).expect("kept"));
+        }
+        write(root.path(), INITIATOR, "# mine\nInitiatorName=iqn.2020-01.example:me\n");
+        assert!(!ensure_initiator(root.path()).expect("kept"));
     }
 
     #[test]

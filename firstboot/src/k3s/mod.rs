@@ -192,6 +192,7 @@ impl Cluster {
     /// Mends what an interrupted start left, before K3s runs.
     fn mend(&self, settled: Option<&str>, progress: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         leftovers::clear(&self.root, settled)?.iter().for_each(|line| progress(line));
+        leftovers::ensure_initiator(&self.root)?;
         leftovers::ensure_password(&self.root).map(drop)
     }
 
