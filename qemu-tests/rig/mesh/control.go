@@ -32,7 +32,7 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 	switch s.currentMode() {
 	case ModeHang:
 		s.hang(r.Context())
-		return
+		panic(http.ErrAbortHandler) // who was kept waiting gets no answer, but may ask again
 	case ModeError:
 		http.Error(w, "the control server is out of order, as asked for", http.StatusInternalServerError)
 		return
@@ -242,10 +242,14 @@ func (s *Server) forget(connection *controlbase.Conn) {
 	delete(s.connections, connection)
 }
 
-// hang waits until the other side has enough, or the server ends.
+// hang waits until the other side has enough, the mode changes, or the server ends.
 func (s *Server) hang(ctx context.Context) {
+	s.mu.Lock()
+	changed := s.changed
+	s.mu.Unlock()
 	select {
 	case <-ctx.Done():
+	case <-changed:
 	case <-s.ended:
 	}
 }

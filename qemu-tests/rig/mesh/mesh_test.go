@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/types/key"
@@ -160,6 +161,34 @@ func TestTheServerCanBeOutOfOrder(t *testing.T) {
 		if got != c.want {
 			t.Errorf("%s: %d, want %d", c.mode, got, c.want)
 		}
+	}
+}
+
+// Who was kept waiting by a silent server gets no answer when it is well again, and may ask once more.
+func TestWhoWaitsForASilentServerIsLetGo(t *testing.T) {
+	s := start(t, "")
+	defer s.Close()
+	admin(t, s, http.MethodPost, "/control/hang")
+	asked := make(chan error)
+	go func() {
+		answer, err := http.Get(s.Addresses.Control + "/key?v=141")
+		if err == nil {
+			answer.Body.Close()
+		}
+		asked <- err
+	}()
+	select {
+	case err := <-asked:
+		t.Fatalf("a silent server answers: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	admin(t, s, http.MethodPost, "/control/up")
+	if err := <-asked; err == nil {
+		t.Error("it answers in the end")
+	}
+	answer, err := http.Get(s.Addresses.Control + "/key?v=141")
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%v, %v", answer, err)
 	}
 }
 

@@ -88,6 +88,7 @@ type Server struct {
 	mu            sync.Mutex // guards what follows
 	state         *state
 	mode          Mode
+	changed       chan struct{} // closed when the mode changes
 	control       *http.Server
 	connections   map[*controlbase.Conn]bool
 	registrations []Registration
@@ -96,7 +97,7 @@ type Server struct {
 // Start starts all parts.
 func Start(config Config) (_ *Server, err error) {
 	s := &Server{
-		logf: config.Logf, guest: config.Guest, ended: make(chan struct{}),
+		logf: config.Logf, guest: config.Guest, ended: make(chan struct{}), changed: make(chan struct{}),
 		mode: ModeRefuse, connections: map[*controlbase.Conn]bool{},
 	}
 	defer func() {
@@ -206,6 +207,8 @@ func (s *Server) SetMode(mode Mode) error {
 	s.mu.Lock()
 	was := s.mode
 	s.mode = mode
+	close(s.changed)
+	s.changed = make(chan struct{})
 	cut := s.connections
 	s.connections = map[*controlbase.Conn]bool{}
 	control := s.control
