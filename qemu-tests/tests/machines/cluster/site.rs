@@ -402,7 +402,7 @@ pub(super) fn probe() -> Value {
              [Service]\nType=oneshot\nExecStart=/bin/sh -c '{command}'\n[Install]\nWantedBy=multi-user.target\n"
         )
     };
-    let fill = flagged(FILL, "dd if=/dev/zero of=/var/fill bs=1M; dd if=/dev/zero of=/var/rest bs=4k; sync");
+    let fill = flagged(FILL, "fallocate -l 1T /var/fill; dd if=/dev/zero of=/var/rest bs=4k; sync");
     // What is mounted on cannot be removed.
     let config = "/run/nodezero/config.ign";
     let hold = flagged(HOLD, &format!("touch {config}; mount --bind {config} {config}"));
