@@ -131,11 +131,8 @@ impl<'a> Site<'a> {
         let config = self.profiles.render(name, &self.s.dir().join(format!("{name}.ign")))?;
         let machine = Machine::new(name).disk(boot).fw_cfg("opt/com.coreos/config", config);
         Ok(match role {
-            Role::Control => {
-                machine.processors(2).memory_mib(3072).network(Network::User { forwards: vec![(self.api_port, PORT)] })
-            }
-            Role::Worker => machine.processors(2),
-            Role::Edge => machine,
+            Role::Control => machine.memory_mib(3072).network(Network::User { forwards: vec![(self.api_port, PORT)] }),
+            Role::Worker | Role::Edge => machine,
         })
     }
 
