@@ -35,7 +35,7 @@ const PHASES: &[(&str, Act, bool)] = &[
     ("edge", flow::edge, true),
     ("refused", faults::refused, true),
     ("cuts", faults::cuts, false),
-    ("outage", faults::outage, true),
+    ("outage", faults::outage, false),
     ("slow", faults::slow_network, false),
     ("stuck", faults::stuck, false),
     ("full", faults::full_state, false),
