@@ -25,7 +25,8 @@ use crate::files::{read_bounded, write_atomically};
 /// The node's password: K3s makes one of 16 random bytes in hexadecimal where there is none.
 const PASSWORD: &str = "etc/rancher/node/password";
 const PASSWORD_BYTES: usize = 16;
-const PASSWORD_LIMIT: u64 = 4096;
+/// The largest of these two files that is read, in bytes.
+const FILE_LIMIT: u64 = 4096;
 /// The initiator's name: the image has a file that asks for one. [iscsi-iname(8)] makes it of this prefix and random digits.
 ///
 /// [iscsi-iname(8)]: https://manpages.debian.org/trixie/open-iscsi/iscsi-iname.8.en.html
@@ -57,7 +58,7 @@ const NEVER_EMPTY: [(&str, bool); 5] = [
 pub(super) fn ensure_password(root: &Path) -> anyhow::Result<bool> {
     let path = root.join(PASSWORD);
     let known = match fs::symlink_metadata(&path) {
-        Ok(_) => read_bounded(&path, PASSWORD_LIMIT)?.iter().any(|byte| !byte.is_ascii_whitespace()),
+        Ok(_) => read_bounded(&path, FILE_LIMIT)?.iter().any(|byte| !byte.is_ascii_whitespace()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => false,
         Err(error) => return Err(error).with_context(|| format!("looking at {}", path.display())),
     };
@@ -80,7 +81,7 @@ pub(super) fn ensure_initiator(root: &Path) -> anyhow::Result<bool> {
     if !path.exists() {
         return Ok(false);
     }
-    let text = String::from_utf8_lossy(&read_bounded(&path, PASSWORD_LIMIT)?).into_owned();
+    let text = String::from_utf8_lossy(&read_bounded(&path, FILE_LIMIT)?).into_owned();
     let is_named = |line: &str| line.trim_start().strip_prefix("InitiatorName=").is_some_and(|name| !name.is_empty());
     if text.lines().any(is_named) {
         return Ok(false);
@@ -110,39 +111,53 @@ pub(super) fn program(root: &Path) -> anyhow::Result<String> {
     Ok(format!("{} {}", metadata.size(), metadata.mtime()))
 }
 
-/// Removes what cannot be relied on, while K3s does not run; `settled` is the [`program`] with which all that was written
-/// is known to be on the disk. Gives a line about each.
+/// What cannot be relied on, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Leftover {
+    path: PathBuf,
+    why: &'static str,
+}
+
+impl Leftover {
+    /// A line about it, with the path as the machine below `root` has it.
+    pub(super) fn line(&self, root: &Path) -> String {
+        let path = Path::new("/").join(self.path.strip_prefix(root).unwrap_or(&self.path));
+        format!("{} is removed, to be made anew: {}", path.display(), self.why)
+    }
+
+    /// Removes it.
+    ///
+    /// # Errors
+    /// When it is there and cannot be removed.
+    pub(super) fn remove(&self) -> anyhow::Result<()> {
+        let path = &self.path;
+        let is_directory = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
+        match if is_directory { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.with_context(|| format!("removing {}", path.display())),
+        }
+    }
+}
+
+/// Finds what cannot be relied on, while K3s does not run; `settled` is the [`program`] with which all that was written is
+/// known to be on the disk. Changes nothing.
 ///
 /// # Errors
-/// When something cannot be removed or listed.
-pub(super) fn clear(root: &Path, settled: Option<&str>) -> anyhow::Result<Vec<String>> {
+/// When a directory cannot be listed.
+pub(super) fn find(root: &Path, settled: Option<&str>) -> anyhow::Result<Vec<Leftover>> {
     let mut anew = Vec::new();
-    if settled.is_none() {
+    if settled.is_none() && root.join(IMAGES).exists() {
         anew.push(root.join(IMAGES));
     }
     if settled != Some(program(root)?.as_str()) {
         anew.extend(unpacked(&root.join(UNPACKED))?);
     }
-    let mut done = Vec::new();
-    for path in anew {
-        match fs::remove_dir_all(&path) {
-            Ok(()) => done.push(format!("{} is made anew: an earlier start was interrupted", told(root, &path))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| format!("removing {}", path.display())),
-        }
-    }
+    let of = |why| move |path| Leftover { path, why };
+    let mut found: Vec<Leftover> = anew.into_iter().map(of("an earlier start was interrupted")).collect();
     for (place, below) in NEVER_EMPTY {
-        for path in empty_files(&root.join(place), below)? {
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            done.push(format!("{}, which a power cut left empty, is removed", told(root, &path)));
-        }
+        found.extend(empty_files(&root.join(place), below)?.into_iter().map(of("a power cut left it empty")));
     }
-    Ok(done)
-}
-
-/// A path as the machine has it.
-fn told(root: &Path, path: &Path) -> String {
-    Path::new("/").join(path.strip_prefix(root).unwrap_or(path)).display().to_string()
+    Ok(found)
 }
 
 /// The directories that K3s unpacks itself into.
@@ -186,6 +201,14 @@ mod tests {
         let root = tempfile::tempdir().expect("tempdir");
         write(root.path(), PROGRAM, "a program");
         root
+    }
+
+    /// Removes what is found, and gives the lines about it.
+    fn clear(root: &Path, settled: Option<&str>) -> Vec<String> {
+        let found = find(root, settled).expect("listed");
+        assert_eq!(find(root, settled).expect("listed"), found, "looking changes nothing");
+        found.iter().for_each(|leftover| leftover.remove().expect("removed"));
+        found.iter().map(|leftover| leftover.line(root)).collect()
     }
 
     fn write(root: &Path, path: &str, content: &str) {
@@ -255,9 +278,9 @@ mod tests {
             ];
             kept.iter().for_each(|(path, content)| write(root, path, content));
         };
-        let images = format!("/{IMAGES} is made anew: an earlier start was interrupted");
-        let unpacked = format!("/{UNPACKED}/{digest} is made anew: an earlier start was interrupted");
-        let empty = |path: String| format!("/{path}, which a power cut left empty, is removed");
+        let images = format!("/{IMAGES} is removed, to be made anew: an earlier start was interrupted");
+        let unpacked = format!("/{UNPACKED}/{digest} is removed, to be made anew: an earlier start was interrupted");
+        let empty = |path: String| format!("/{path} is removed, to be made anew: a power cut left it empty");
         let always = vec![
             empty(format!("{agent}/client-kubelet.key")),
             empty(format!("{agent}/etc/cni/net.d/10-flannel.conflist")),
@@ -273,9 +296,9 @@ mod tests {
             paths(root.path());
             let own = program(root.path()).expect("there");
             let settled = settled.map(|text| if text.is_empty() { own } else { text });
-            let done = clear(root.path(), settled.as_deref()).expect("cleared");
+            let done = clear(root.path(), settled.as_deref());
             assert_eq!(done, [begun, always.clone()].concat(), "{case}");
-            assert_eq!(clear(root.path(), settled.as_deref()).expect("cleared"), Vec::<String>::new(), "{case}: again");
+            assert_eq!(clear(root.path(), settled.as_deref()), Vec::<String>::new(), "{case}: again");
             for path in [
                 format!("{UNPACKED}/cni/multus"),
                 format!("{agent}/client-kubelet.crt"),
@@ -288,6 +311,6 @@ mod tests {
             }
         }
         let fresh = root();
-        assert_eq!(clear(fresh.path(), None).expect("nothing there"), Vec::<String>::new());
+        assert_eq!(clear(fresh.path(), None), Vec::<String>::new());
     }
 }

@@ -191,9 +191,17 @@ impl Cluster {
 
     /// Mends what an interrupted start left, before K3s runs.
     fn mend(&self, settled: Option<&str>, progress: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
-        leftovers::clear(&self.root, settled)?.iter().for_each(|line| progress(line));
+        for leftover in leftovers::find(&self.root, settled)? {
+            progress(&leftover.line(&self.root));
+            leftover.remove()?;
+        }
         leftovers::ensure_initiator(&self.root)?;
-        leftovers::ensure_password(&self.root).map(drop)
+        if leftovers::ensure_password(&self.root)? && settled.is_some() {
+            progress(
+                "this node's password of K3s was lost, and is made anew: where the cluster refuses it, readmit the node",
+            );
+        }
+        Ok(())
     }
 
     /// Writes K3s' configuration, if it changed.

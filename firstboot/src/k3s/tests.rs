@@ -235,7 +235,7 @@ fn what_an_interrupted_start_left_is_mended() {
     fs::write(agent.join("client-kubelet.key"), "").expect("written");
     let (result, said) = rig.run();
     result.expect("ready");
-    assert!(said[0].contains("agent/containerd is made anew") && said[1].contains("client-kubelet.key"), "{said:?}");
+    assert!(said[0].contains("agent/containerd is removed") && said[1].contains("client-kubelet.key"), "{said:?}");
     // Once all of it is on the disk, only what is empty goes.
     fs::create_dir_all(agent.join("containerd/snapshots")).expect("made");
     rig.host.now.set(Duration::ZERO);
