@@ -57,10 +57,17 @@ pub fn program(name: &str) -> Result<PathBuf> {
     rig::program(&module, name, &Cache::open(None)?, &Progress::new(false))
 }
 
+/// What [`image`] has built.
+static BUILT: Mutex<BTreeMap<Role, Image>> = Mutex::new(BTreeMap::new());
+
+/// The images that were asked for so far.
+pub fn images_so_far() -> BTreeMap<Role, Image> {
+    BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+}
+
 /// The image of `role` with its components: where they come from is `nodezero build`'s choice, unless
 /// `NODEZERO_FLOW_COMPONENTS` has words such as `k3s=PATH tailscale=PATH`. Its kernel is the small one of servers.
 pub fn image(role: Role) -> Result<Image> {
-    static BUILT: Mutex<BTreeMap<Role, Image>> = Mutex::new(BTreeMap::new());
     let mut known = BUILT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Some(image) = known.get(&role) {
         return Ok(image.clone());
@@ -324,7 +331,9 @@ impl Api {
         })?;
         let rules = review.status.context("no answer about the rules of a token")?.resource_rules;
         let everybodys = |group: &String| ["authorization.k8s.io", "authentication.k8s.io"].contains(&group.as_str());
-        let of_us = rules.into_iter().filter(|rule| !rule.api_groups.iter().flatten().all(everybodys));
+        let of_us = rules.into_iter().filter(|rule| {
+            !rule.api_groups.as_ref().is_some_and(|groups| !groups.is_empty() && groups.iter().all(everybodys))
+        });
         let mut rights = Vec::new();
         for ResourceRule { verbs, resources, resource_names, .. } in of_us {
             let names = resource_names.filter(|names| !names.is_empty()).unwrap_or_else(|| vec!["*".to_owned()]);

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use kube::config::Kubeconfig;
-use qemu_tests::cluster::{Api, Figures, MeshServer, Profiles, Timing, image, program, wait_ready, wait_until};
+use qemu_tests::cluster::{
+    Api, Figures, MeshServer, Profiles, Timing, image, images_so_far, program, wait_ready, wait_until,
+};
 use qemu_tests::guest::{STOPPED, free_port};
 use qemu_tests::ignition::{PROBE, data_url};
 use qemu_tests::machine::{Format, Network};
@@ -107,8 +109,8 @@ impl<'a> Site<'a> {
 
     /// Prints what was measured, also where the test run shows no output of tests that pass, and keeps it.
     pub(super) fn write_figures(&mut self) -> Result<()> {
-        for role in [Role::Control, Role::Worker, Role::Edge] {
-            self.figures.add_image(role, &image(role)?)?;
+        for (role, image) in images_so_far() {
+            self.figures.add_image(role, &image)?;
         }
         writeln!(io::stdout(), "{}", self.figures)?;
         self.figures.write(&self.s.dir().join("figures.json"))
