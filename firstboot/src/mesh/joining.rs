@@ -229,7 +229,16 @@ impl Joining<'_> {
         let remedy = "make an auth key at the control server, render the profile with it, and give this machine the new configuration";
         let file = self.settings.auth_key_file.as_ref();
         if status.enrolled {
-            let why = format!("{} wants a login: the node was deleted there, or its key has expired", self.server());
+            let mut why =
+                format!("{} wants a login: the node was deleted there, or its key has expired", self.server());
+            let mut remedy = remedy.to_owned();
+            // tailscaled goes by the clock here, and asks nobody.
+            if let Some(doubt) = self.machine.clock_doubt() {
+                why.push_str(&format!("; {doubt}"));
+                remedy = format!(
+                    "if the clock is wrong, set it in the firmware or see that its time servers are reached (time.servers), and restart; else {remedy}"
+                );
+            }
             return Failure::new("this node is no longer in the mesh", why, remedy).retrying();
         }
         let why = file.map_or("the profile names no mesh.authKeyFile".to_owned(), |path| {

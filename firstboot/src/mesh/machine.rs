@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::INTERFACE;
 use crate::boot::uptime_ms;
 use crate::command;
+use crate::run::time;
 use crate::summary::{Failure, OrFail};
 use crate::sys;
 
@@ -49,6 +50,9 @@ pub(super) trait Machine: fmt::Debug {
 
     /// Lets time pass.
     fn pause(&self, duration: Duration);
+
+    /// What is to be said of its clock, if that is not synchronised.
+    fn clock_doubt(&self) -> Option<String>;
 
     /// Whether the service is to end.
     fn is_stopped(&self) -> bool;
@@ -98,6 +102,10 @@ impl Machine for System {
 
     fn pause(&self, duration: Duration) {
         std::thread::sleep(duration);
+    }
+
+    fn clock_doubt(&self) -> Option<String> {
+        time::doubt()
     }
 
     fn is_stopped(&self) -> bool {

@@ -147,6 +147,7 @@ struct Fake {
     placed: Rc<std::cell::RefCell<BTreeSet<IpAddr>>>,
     elapsed: Rc<Cell<Duration>>,
     stopped: bool,
+    clock_doubt: Option<&'static str>,
 }
 
 impl Machine for Fake {
@@ -177,6 +178,10 @@ impl Machine for Fake {
 
     fn pause(&self, duration: Duration) {
         self.elapsed.set(self.elapsed.get() + duration);
+    }
+
+    fn clock_doubt(&self) -> Option<String> {
+        self.clock_doubt.map(str::to_owned)
     }
 
     fn is_stopped(&self) -> bool {
@@ -215,7 +220,7 @@ impl World {
         thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| serve(stream, &served)));
         let journal = Journal::open(&root.path().join("lib"), "a").expect("opened");
         fs::write(root.path().join("key"), "k-1\n").expect("written");
-        let machine = Fake { daemon, placed: Rc::default(), elapsed: Rc::default(), stopped: false };
+        let machine = Fake { daemon, placed: Rc::default(), elapsed: Rc::default(), stopped: false, clock_doubt: None };
         Self { root, machine, journal, said: Vec::new() }
     }
 
@@ -355,6 +360,21 @@ fn failures_say_what_why_and_what_to_do() {
         assert!(!format!("{failure} {:?}", world.said).contains("k-1"), "{control:?}: the key is told");
         assert_eq!(world.key().exists(), key, "{control:?}: the key is kept until the node is in");
     }
+}
+
+#[test]
+fn a_key_that_has_expired_by_a_doubtful_clock_is_told_with_the_clock() {
+    let mut world = World::enrolled(Control::Forgot);
+    world.daemon().key = None;
+    let sure = world.run().expect_err("no longer in the mesh");
+    assert!(sure.remedy().starts_with("make an auth key"), "{sure}");
+    world.machine.clock_doubt = Some("this machine's clock reads 2040");
+    let failure = world.run().expect_err("no longer in the mesh");
+    assert!(failure.why().ends_with("its key has expired; this machine's clock reads 2040"), "{failure}");
+    assert!(
+        failure.remedy().contains("time.servers") && failure.remedy().contains("else make an auth key"),
+        "{failure}"
+    );
 }
 
 #[test]

@@ -121,6 +121,13 @@ pub(crate) fn reading(time: SystemTime) -> String {
     jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s since 1970"), |time| time.to_string())
 }
 
+/// What is to be said of this machine's clock where something may fail for it: nothing if it is synchronised.
+pub(crate) fn doubt() -> Option<String> {
+    let clock = System { stopped: || false };
+    (!clock.is_synchronised())
+        .then(|| format!("this machine's clock, which is not synchronised, reads {}", reading(clock.now())))
+}
+
 /// A length of time for a person, in at most two units.
 pub(crate) fn span(duration: Duration) -> String {
     let units = [("y", YEAR), ("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)];
