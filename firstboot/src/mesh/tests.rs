@@ -132,8 +132,11 @@ fn serve(mut stream: UnixStream, daemon: &Mutex<Daemon>) -> std::io::Result<()> 
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
     let (status, answer) = daemon.lock().expect("whole").answer(method, path, &body);
-    let text = answer.to_string();
-    write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())?;
+    // 204 has no content (RFC 9110, section 15.3.5): who has read its head is done, and resets what would follow. In one
+    // piece, as an answer is not to depend on who runs when.
+    let content = if status == 204 { String::new() } else { answer.to_string() };
+    let length = if status == 204 { String::new() } else { format!("Content-Length: {}\r\n", content.len()) };
+    stream.write_all(format!("HTTP/1.1 {status} X\r\n{length}Connection: close\r\n\r\n{content}").as_bytes())?;
     // What is closed with something unread is reset, and the answer may be lost.
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.shutdown(Shutdown::Write)?;
@@ -217,7 +220,8 @@ impl World {
         let daemon = Arc::new(Mutex::new(daemon));
         let listener = UnixListener::bind(root.path().join("sock")).expect("bound");
         let served = Arc::clone(&daemon);
-        thread::spawn(move || listener.incoming().flatten().try_for_each(|stream| serve(stream, &served)));
+        // Who goes away early is the only one to notice.
+        thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(serve(stream, &served))));
         let journal = Journal::open(&root.path().join("lib"), "a").expect("opened");
         fs::write(root.path().join("key"), "k-1\n").expect("written");
         let machine = Fake { daemon, placed: Rc::default(), elapsed: Rc::default(), stopped: false, clock_doubt: None };
