@@ -212,6 +212,7 @@ fn enter(
     timeline.end("root", "verified and mounted");
 
     let origin = prepare_state(sysroot, own, partitions, loader)?;
+    advance_clock_to_kept();
     timeline.end("state", &origin.to_string());
 
     listed.wait()?;
@@ -265,14 +266,26 @@ fn enter(
 
 /// Sets a clock right that is before the image's time: certificates are checked soon, and files get times.
 fn advance_clock(sysroot: &Path) {
-    match time::image_time(sysroot).and_then(time::not_before) {
+    say_advanced(time::image_time(sysroot).and_then(time::not_before), "the image's time");
+}
+
+/// The same with the time that this node's clock saved when it was synchronised last.
+fn advance_clock_to_kept() {
+    let kept = time::kept::settle(&state::mount_point().join("var"));
+    say_advanced(kept.and_then(|kept| kept.map_or(Ok(None), time::not_before)), "the last synchronised time");
+}
+
+fn say_advanced(advanced: anyhow::Result<Option<Duration>>, earliest: &str) {
+    match advanced {
         Ok(None) => {}
-        Ok(Some(behind)) => console::say(&format!(
-            "nodezero: the clock was {} s before the image's time and is set to that",
-            behind.as_secs()
-        )),
+        Ok(Some(behind)) => {
+            console::say(&format!(
+                "nodezero: the clock was {} s before {earliest} and is set to that",
+                behind.as_secs()
+            ));
+        }
         // A wrong clock is noticed again where time matters.
-        Err(error) => console::say(&format!("nodezero: the clock is not compared with the image's time: {error:#}")),
+        Err(error) => console::say(&format!("nodezero: the clock is not compared with {earliest}: {error:#}")),
     }
 }
 

@@ -235,9 +235,8 @@ impl Joining<'_> {
             // tailscaled goes by the clock here, and asks nobody.
             if let Some(doubt) = self.machine.clock_doubt() {
                 why.push_str(&format!("; {doubt}"));
-                // What the firmware says is not enough: systemd raises the clock to the time of the last start.
                 remedy = format!(
-                    "if the clock is wrong, see that its time servers are reached (time.servers), which sets it right; else {remedy}"
+                    "if the clock is wrong, see that its time servers are reached (time.servers), or set the firmware's clock and restart; else {remedy}"
                 );
             }
             return Failure::new("this node is no longer in the mesh", why, remedy).retrying();

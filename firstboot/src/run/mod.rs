@@ -247,7 +247,9 @@ fn time_step(node: &Node, boot: &Boot) -> Time {
         restart: Box::new(restart),
         image_time: time::image_time(Path::new("/")).ok(),
         start: Start::read(Path::new(RUN_DIRECTORY), boot),
+        lib: LIB_DIRECTORY.into(),
         problem: None,
+        unnoted: None,
     }
 }
 

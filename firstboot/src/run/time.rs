@@ -1,8 +1,8 @@
 //! The step `time`: never earlier than the image, and synchronised before anything checks a certificate.
 //!
 //! [`not_before`] is the first stage's part: the clock of a machine whose battery is empty is set to the time that the
-//! image was made at, which all of its files carry. systemd does the same by `/usr/lib/clock-epoch`. The rest is
-//! systemd-timesyncd's work: the servers of node.json are a drop-in below `/run`, it is restarted when that changes, and
+//! image was made at, which all of its files carry. systemd does the same by `/usr/lib/clock-epoch`. Then it is set to the
+//! time that a synchronised clock saved last ([`kept`]). The rest is systemd-timesyncd's work: the servers of node.json are a drop-in below `/run`, it is restarted when that changes, and
 //! waited for with a bound. Without synchronisation the node goes on and says so, until synchronisation comes.
 //!
 //! Whether the clock is synchronised the kernel knows (`STA_UNSYNC` of adjtimex(2)), whoever did it; timesyncd leaves a
@@ -23,6 +23,8 @@ use crate::boot::{BOOT_FILE, Boot, RUN_DIRECTORY, uptime_ms};
 use crate::files::write_atomically;
 use crate::summary::Failure;
 use crate::sys;
+
+pub(crate) mod kept;
 
 /// How long synchronisation is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
@@ -94,25 +96,31 @@ pub(crate) fn image_time(root: &Path) -> anyhow::Result<SystemTime> {
     found.with_context(|| format!("none of {} tells the image's time", IMAGE_FILES.join(", ")))
 }
 
-/// Sets the clock to the image's time if it is earlier, and leaves a record of that in `/run/nodezero` for the step.
-/// Gives how far the clock was behind.
+/// Sets the clock to this time if it is earlier, and leaves a record of that in `/run/nodezero` for the step. Gives how far
+/// the clock was behind.
 ///
 /// # Errors
 /// When the clock cannot be set, or the record cannot be written.
-pub(crate) fn not_before(image_time: SystemTime) -> anyhow::Result<Option<Duration>> {
-    raise(SystemTime::now(), image_time, sys::set_clock, Path::new(RUN_DIRECTORY))
+pub(crate) fn not_before(earliest: SystemTime) -> anyhow::Result<Option<Duration>> {
+    raise(SystemTime::now(), earliest, sys::set_clock, Path::new(RUN_DIRECTORY))
 }
 
 fn raise(
     now: SystemTime,
-    image_time: SystemTime,
+    earliest: SystemTime,
     set: impl FnOnce(SystemTime) -> io::Result<()>,
     directory: &Path,
 ) -> anyhow::Result<Option<Duration>> {
-    let Some(behind) = image_time.duration_since(now).ok().filter(|behind| !behind.is_zero()) else { return Ok(None) };
-    set(image_time).with_context(|| format!("setting the clock from {} to {}", reading(now), reading(image_time)))?;
-    write_atomically(&directory.join(RAISED_FILE), behind.as_millis().to_string().as_bytes(), 0o600)?;
+    let Some(behind) = earliest.duration_since(now).ok().filter(|behind| !behind.is_zero()) else { return Ok(None) };
+    set(earliest).with_context(|| format!("setting the clock from {} to {}", reading(now), reading(earliest)))?;
+    let all = raised_ms(directory).saturating_add(i64::try_from(behind.as_millis()).unwrap_or(i64::MAX));
+    write_atomically(&directory.join(RAISED_FILE), all.to_string().as_bytes(), 0o600)?;
     Ok(Some(behind))
+}
+
+/// How far the clock was set forward in this start, in milliseconds.
+fn raised_ms(directory: &Path) -> i64 {
+    fs::read_to_string(directory.join(RAISED_FILE)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 /// A reading of the clock in RFC 3339, to the second.
@@ -155,9 +163,8 @@ impl Start {
     pub(crate) fn read(directory: &Path, boot: &Boot) -> Self {
         let written = fs::metadata(directory.join(BOOT_FILE)).and_then(|metadata| metadata.modified()).ok();
         let at_ms = boot.stages.last().and_then(|stage| i64::try_from(stage.at_ms).ok());
-        let raised = fs::read_to_string(directory.join(RAISED_FILE)).ok().and_then(|text| text.trim().parse().ok());
         let kernel_ms = written.zip(at_ms).map(|(written, at_ms)| milliseconds(written) - at_ms);
-        Self { kernel_ms, raised_ms: raised.unwrap_or(0) }
+        Self { kernel_ms, raised_ms: raised_ms(directory) }
     }
 
     /// How far the clock has been set forward since the kernel started, in milliseconds; negative for back.
@@ -183,8 +190,12 @@ pub(crate) struct Time {
     pub(crate) image_time: Option<SystemTime>,
     /// What the first stage left.
     pub(crate) start: Start,
+    /// Where word is left for the next start.
+    pub(crate) lib: PathBuf,
     /// Why timesyncd has not got its servers.
     pub(crate) problem: Option<String>,
+    /// Why no word is left that the clock is synchronised.
+    pub(crate) unnoted: Option<String>,
 }
 
 impl Time {
@@ -230,7 +241,8 @@ impl Time {
     }
 
     /// One line about a synchronised clock.
-    fn synchronised(&self) -> String {
+    fn synchronised(&mut self) -> String {
+        self.unnoted = kept::note(&self.lib).err().map(|error| format!("{error:#}"));
         let jump = self.jump().map(|(length, direction)| format!(", the clock was {} {direction}", span(length)));
         format!("synchronised{}", jump.unwrap_or_default())
     }
@@ -243,7 +255,7 @@ impl Time {
             Some(age) => format!(", {} after this image was made, and is probably wrong", span(age)),
             None if self.start.raised_ms > 0 => {
                 let behind = span(Duration::from_millis(self.start.raised_ms.unsigned_abs()));
-                format!("; the hardware clock was {behind} behind this image, whose time it was set to")
+                format!("; the hardware clock was {behind} behind, and was set to the latest time that is known")
             }
             None => String::new(),
         };
@@ -296,6 +308,7 @@ impl Step for Time {
     fn warnings(&self) -> Vec<String> {
         let mut warnings: Vec<String> =
             self.problem.iter().map(|why| format!("time servers are not set: {why}")).collect();
+        warnings.extend(self.unnoted.iter().map(|why| format!("the time is not kept for the next start: {why}")));
         if !self.clock.is_synchronised() {
             warnings.push(self.unsynchronised());
         } else if let Some((length, direction)) = self.jump().filter(|(length, _)| *length >= WARNED) {
@@ -384,7 +397,9 @@ mod tests {
             }),
             image_time: Some(at(IMAGE)),
             start: Start { kernel_ms: Some(milliseconds(at(wrong))), raised_ms: 0 },
+            lib: root.to_owned(),
             problem: None,
+            unnoted: None,
         };
         (time, clock, restarts)
     }
@@ -437,6 +452,7 @@ mod tests {
             assert_eq!(warnings.len(), usize::from(warning.is_some()), "{case}: {warnings:?}");
             assert!(warning.is_none_or(|part| warnings[0].contains(part)), "{case}: {warnings:?}");
             assert_eq!(restarts.get(), 0, "{case}: the image's servers are used already");
+            assert_eq!(root.path().join("clock-synchronised").exists(), synchronised_at.is_some(), "{case}");
             let waited = clock.uptime.get() - 5000;
             let bound = if synchronised_at.is_some() { 1000 } else { 90_000 };
             assert_eq!(waited, bound, "{case}");
@@ -499,9 +515,14 @@ mod tests {
         let (mut time, clock, _) = step(root.path(), IMAGE, Some(200_000), &[]);
         run(&mut time, &mut journal(root.path()));
         assert_eq!(time.later(), Later::Waiting);
+        assert!(!root.path().join("clock-synchronised").exists());
         clock.uptime.set(200_000);
         assert_eq!(time.later(), Later::Came("synchronised, the clock was 16 min 40 s behind".to_owned()));
         assert!(time.warnings().is_empty());
+        assert!(root.path().join("clock-synchronised").exists());
+        time.lib = root.path().join("gone");
+        time.verify(&journal(root.path())).expect("verified");
+        assert!(time.warnings()[0].starts_with("the time is not kept for the next start: writing "));
     }
 
     #[test]
@@ -526,6 +547,10 @@ mod tests {
             );
         }
         let directory = tempfile::tempdir().expect("tempdir");
+        for (now, earliest) in [(0, 100), (100, 150)] {
+            raise(at(now), at(earliest), |_| Ok(()), directory.path()).expect("set");
+        }
+        assert_eq!(raised_ms(directory.path()), 150_000, "to the image's time and on to the kept one");
         let refused = raise(at(0), at(IMAGE), |_| Err(io::ErrorKind::PermissionDenied.into()), directory.path());
         let error = format!("{:#}", refused.expect_err("refused"));
         assert!(error.starts_with("setting the clock from 1970-01-01T00:00:00Z to 2026-09-21T"), "{error}");
