@@ -118,7 +118,13 @@ fn a_config_comes_over_a_vlan_on_a_bond() {
         ensure!(wire.strays().is_empty(), "outside VLAN {VLAN}: {:#?}", wire.strays());
         let asked: Vec<String> = wire.requests().into_iter().map(|request| request.line).collect();
         ensure!(asked == ["GET /node.ign", "GET /greeting"], "{asked:?}");
-        vm.power_off()
+        vm.power_off()?;
+
+        // With an empty battery and without a time server it begins where it ended.
+        let early = machine.network(Network::None).clock(Clock::At("2001-01-01T00:00:00".to_owned()));
+        let vm = s.start(&early)?;
+        vm.wait_for("before the last synchronised time and is set to that")?;
+        vm.cut_power()
     });
 }
 
