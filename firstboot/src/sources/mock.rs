@@ -91,7 +91,7 @@ impl Drop for Mock {
 
 /// Reads one request and answers it. What goes wrong shows on the other side.
 fn serve(stream: TcpStream, log: &Mutex<Vec<Seen>>, is_over: &AtomicBool, answer: &Answers) {
-    let _ = stream.set_read_timeout(Some(Duration::from_millis(50)));
+    let _ = stream.set_read_timeout(Some(BOUND));
     let (Ok(peer), Ok(mut writer)) = (stream.peer_addr(), stream.try_clone()) else { return };
     let mut lines = BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
     let Some(line) = lines.next() else { return };
@@ -106,6 +106,7 @@ fn serve(stream: TcpStream, log: &Mutex<Vec<Seen>>, is_over: &AtomicBool, answer
     let answer = answer(&seen);
     log.lock().expect("no test panics within").push(seen);
     let keep = || {
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(50)));
         let until = Instant::now() + BOUND;
         while Instant::now() < until && !is_over.load(Ordering::Relaxed) {
             // The end of the stream is the other side's; a timeout is not.
