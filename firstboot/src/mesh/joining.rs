@@ -18,6 +18,9 @@ const TAILSCALE: &str = "https://controlplane.tailscale.com";
 const CUT_OFF_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a word of the control server may be one about an earlier attempt.
 const ECHO: Duration = Duration::from_secs(10);
+/// How long the control server may say nothing at all about a key, before it is presented over another connection:
+/// tailscaled would wait on the one that it has, which may lead to nobody any more.
+const SILENCE: Duration = Duration::from_secs(90);
 /// How often tailscaled is asked, and how often something is said.
 const PAUSE: Duration = Duration::from_millis(500);
 const WORD: Duration = Duration::from_secs(30);
@@ -127,14 +130,7 @@ impl Joining<'_> {
         let now = self.machine.elapsed();
         let wants_key = !status.enrolled || status.state == BackendState::NeedsLogin;
         match (&progress.presented, wants_key) {
-            (None, true) => {
-                let key = key.ok_or_else(|| self.no_key(status))?;
-                let preferences = self.preferences()?;
-                let all = preferences.into_iter().chain(self.wanted()).collect();
-                self.api.join(all, key).map_err(not_taken)?;
-                (progress.presented, progress.adjusted) = (Some((now, status.login_error())), true);
-                Ok(())
-            }
+            (None, true) => self.present(status, key, progress),
             (None, false) if !progress.adjusted => {
                 let preferences = self.preferences()?;
                 self.is_same_server(&preferences)?;
@@ -151,10 +147,22 @@ impl Joining<'_> {
                     let may_be_echo = echo && now.saturating_sub(*at) < ECHO;
                     if may_be_echo { Ok(()) } else { Err(self.refused(&words)) }
                 }
+                None if status.login_page.is_none() && now.saturating_sub(*at) >= SILENCE => {
+                    self.present(status, key, progress)
+                }
                 Some(LoginError::Unreached(_)) | None => Ok(()),
             },
             (None | Some(_), false) => Ok(()),
         }
+    }
+
+    fn present(&self, status: &Status, key: Option<&AuthKey>, progress: &mut Progress) -> Result<(), Failure> {
+        let key = key.ok_or_else(|| self.no_key(status))?;
+        let preferences = self.preferences()?;
+        let all = preferences.into_iter().chain(self.wanted()).collect();
+        self.api.join(all, key).map_err(not_taken)?;
+        (progress.presented, progress.adjusted) = (Some((self.machine.elapsed(), status.login_error())), true);
+        Ok(())
     }
 
     fn preferences(&self) -> Result<Preferences, Failure> {

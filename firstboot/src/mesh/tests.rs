@@ -388,9 +388,21 @@ fn each_wait_is_bounded_and_told() {
     assert_eq!(world.machine.elapsed().as_secs(), PATIENCE.as_secs());
     assert_eq!(world.said.len(), 9, "{:?}", world.said);
     assert_eq!(world.said[0], "waiting for an answer of the control server http://10.0.2.2:8080, since 30 s of 5 min");
+    let presented = |world: &World| world.daemon().log.iter().filter(|asked| *asked == "POST start").count();
+    assert_eq!(presented(&world), 4, "at once, and after each 90 s without a word");
     world.machine.stopped = true;
     let failure = world.run().expect_err("ended");
     assert_eq!(failure.what(), "the wait for the mesh was ended");
+}
+
+#[test]
+fn who_is_not_reached_or_waits_for_a_person_is_presented_one_key() {
+    for control in [Control::IsDown, Control::Waits] {
+        let mut world = World::new(control);
+        world.run().expect_err("it does not come in");
+        let presented = world.daemon().log.iter().filter(|asked| *asked == "POST start").count();
+        assert_eq!(presented, 1, "{control:?}");
+    }
 }
 
 #[test]
