@@ -11,6 +11,7 @@ use kube::Api;
 use super::log::{self, Line};
 use crate::command::{run, run_in_root};
 use crate::kubernetes::{Access, ApiError, Connection};
+use crate::run::time;
 use crate::sys;
 
 /// How long a connection to a server is tried.
@@ -71,6 +72,9 @@ pub(crate) trait Host {
 
     /// How long it has been.
     fn now(&self) -> Duration;
+
+    /// What is to be said of its clock, if that is not synchronised.
+    fn clock_doubt(&self) -> Option<String>;
 
     /// Lets time pass. Whether the service may go on.
     fn sleep(&self, duration: Duration) -> bool;
@@ -138,6 +142,10 @@ impl Host for System {
 
     fn now(&self) -> Duration {
         self.begin.elapsed()
+    }
+
+    fn clock_doubt(&self) -> Option<String> {
+        time::doubt()
     }
 
     fn sleep(&self, duration: Duration) -> bool {

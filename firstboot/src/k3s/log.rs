@@ -41,7 +41,7 @@ pub(crate) enum Told {
 }
 
 impl Told {
-    /// Whether only a person can change it: then waiting on is of no use.
+    /// Whether only a person, or a time server, can change it: then waiting on is of no use.
     pub(crate) fn is_definite(self) -> bool {
         match self {
             Self::AuthorityDiffers
@@ -49,8 +49,9 @@ impl Told {
             | Self::TokenRefused
             | Self::DataStoreToken
             | Self::NodePassword
+            | Self::Certificate
             | Self::Option => true,
-            Self::Certificate | Self::Interface | Self::ServerStarts | Self::Unreachable => false,
+            Self::Interface | Self::ServerStarts | Self::Unreachable => false,
         }
     }
 }

@@ -129,6 +129,10 @@ impl Host for Rc<Played> {
         self.now.get()
     }
 
+    fn clock_doubt(&self) -> Option<String> {
+        Some("this machine's clock is doubtful".to_owned())
+    }
+
     fn sleep(&self, duration: Duration) -> bool {
         self.now.set(self.now.get() + duration);
         self.stop_at.get().is_none_or(|at| self.now.get().as_secs() < at)
@@ -315,6 +319,14 @@ fn each_cause_has_its_words_and_a_bound() {
             "the cluster knows another machine by the name n-1",
             "duplicate hostname",
             "nodezero node readmit n-1",
+            40,
+        ),
+        (
+            "clock",
+            Moment::said("CA cert validation failed: x509: certificate has expired or is not yet valid"),
+            "the server's certificate cannot be verified",
+            "not yet valid; this machine's clock is doubtful",
+            "check the clocks of both nodes",
             40,
         ),
         (

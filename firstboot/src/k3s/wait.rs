@@ -223,7 +223,10 @@ fn failure(cause: &Cause, host: &dyn Host, wanted: &Wanted<'_>, waited: Duration
         ),
     };
     let tail = log::tail(&host.log(wanted.unit), &wanted.secrets);
-    let why = log::redact(&in_words(cause, wanted), &wanted.secrets);
+    let mut why = log::redact(&in_words(cause, wanted), &wanted.secrets);
+    if let (Cause::Told(Told::Certificate, _), Some(doubt)) = (cause, host.clock_doubt()) {
+        why.push_str(&format!("; {doubt}"));
+    }
     Failure::new(what, format!("{why}\n{tail}"), remedy).retrying()
 }
 
