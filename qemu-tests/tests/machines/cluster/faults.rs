@@ -167,7 +167,8 @@ pub(super) fn wrong_clock(site: &mut Site<'_>) -> Result<()> {
     // cluster's authorities began, or after.
     let early = site.worker_on("worker-1")?.clock(Clock::At("2001-01-01T00:00:00".to_owned()));
     site.switch_on(&early)?;
-    let reading = site.vm("worker-1")?.console().wait_for("step time: clock is not synchronised; it reads", BOOT)?;
+    // A line is told as soon as it holds what is waited for, so its last words they shall be.
+    let reading = site.vm("worker-1")?.console().wait_for("; waiting up to 1 s for", BOOT)?;
     ensure!(!reading.text.contains("reads 2040"), "the clock of the start before was kept: {}", reading.text);
     ensure!(reading.text.contains(" behind, and was set to the latest time that is known"), "{}", reading.text);
     let outcome = wait_until("worker-1 to be Ready or to say why not", BOOT, || {
