@@ -5,9 +5,8 @@
 //! until the host boots again. `NODEZERO_ACCEL=kvm` or `=tcg` decides without a trial.
 
 use std::env;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -57,15 +56,16 @@ impl Accel {
 /// The accelerator to use, which a trial with `image`, one of ours that boots by UEFI, finds out if nothing else does.
 /// Without an image there is no trial, and the translator is used. `dir` is where the verdict is kept.
 pub fn choose(image: Option<&Path>, dir: &Path) -> Result<Accel> {
-    /// Tests that run at the same time need one trial only.
-    static TRIAL: Mutex<()> = Mutex::new(());
     if let Some(name) = env::var_os("NODEZERO_ACCEL") {
         return Accel::parse(name.to_str().unwrap_or_default()).context("reading NODEZERO_ACCEL");
     }
     if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
         return Ok(Accel::Tcg);
     }
-    let one_trial = TRIAL.lock();
+    // Tests that run at the same time, in whatever process, need one trial only, and would take its disk from each other.
+    let path = dir.join("accel.gate");
+    let gate = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    gate.lock().context("waiting for the trial of KVM")?;
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the host's boot id")?;
     let kept = dir.join("accel");
     if let Ok(text) = fs::read_to_string(&kept)
@@ -77,7 +77,6 @@ pub fn choose(image: Option<&Path>, dir: &Path) -> Result<Accel> {
     let accel = if works(image, &dir.join("accel-trial"))? { Accel::Kvm } else { Accel::Tcg };
     eprintln!("virtual machines run by {} (NODEZERO_ACCEL overrides this)", accel.name());
     fs::write(&kept, format!("{} {boot}", accel.name())).with_context(|| format!("writing {}", kept.display()))?;
-    drop(one_trial);
     Ok(accel)
 }
 
