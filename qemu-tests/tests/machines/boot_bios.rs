@@ -21,7 +21,6 @@ fn edge() {
 }
 
 #[test]
-#[ignore = "the kernel, initrd and loader are the edge's, and the worker boots by UEFI every day"]
 fn worker() {
     boots(Role::Worker);
 }
