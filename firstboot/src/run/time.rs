@@ -230,7 +230,14 @@ impl Time {
     }
 
     fn is_done(&self) -> bool {
-        self.is_configured() && self.clock.is_synchronised()
+        self.is_configured() && self.clock.is_synchronised() && kept::is_noted(&self.lib)
+    }
+
+    /// Leaves word for the next start if the clock is synchronised. Without that the node goes on all the same.
+    fn note(&mut self) {
+        if self.clock.is_synchronised() {
+            self.unnoted = kept::note(&self.lib).err().map(|error| format!("{error:#}"));
+        }
     }
 
     fn jump(&self) -> Option<(Duration, &'static str)> {
@@ -241,8 +248,7 @@ impl Time {
     }
 
     /// One line about a synchronised clock.
-    fn synchronised(&mut self) -> String {
-        self.unnoted = kept::note(&self.lib).err().map(|error| format!("{error:#}"));
+    fn synchronised(&self) -> String {
         let jump = self.jump().map(|(length, direction)| format!(", the clock was {} {direction}", span(length)));
         format!("synchronised{}", jump.unwrap_or_default())
     }
@@ -279,7 +285,11 @@ impl Step for Time {
                 "correct time.servers in the profile",
             ));
         }
-        Ok(if self.is_done() { Check::Done(self.synchronised()) } else { Check::Needed(self.unsynchronised()) })
+        Ok(match (self.is_done(), self.clock.is_synchronised()) {
+            (true, _) => Check::Done(self.synchronised()),
+            (false, true) => Check::Needed(self.synchronised()),
+            (false, false) => Check::Needed(self.unsynchronised()),
+        })
     }
 
     fn apply(&mut self, _journal: &mut Journal, progress: &mut dyn FnMut(&str)) -> Result<(), Failure> {
@@ -298,6 +308,7 @@ impl Step for Time {
             }
             self.clock.pause(PAUSE);
         }
+        self.note();
         Ok(())
     }
 
@@ -322,6 +333,7 @@ impl Step for Time {
     }
 
     fn later(&mut self) -> Later {
+        self.note();
         if self.clock.is_synchronised() { Later::Came(self.synchronised()) } else { Later::Waiting }
     }
 }
@@ -520,8 +532,10 @@ mod tests {
         assert_eq!(time.later(), Later::Came("synchronised, the clock was 16 min 40 s behind".to_owned()));
         assert!(time.warnings().is_empty());
         assert!(root.path().join("clock-synchronised").exists());
+        assert!(matches!(time.check(&journal(root.path())), Ok(Check::Done(_))));
         time.lib = root.path().join("gone");
-        time.verify(&journal(root.path())).expect("verified");
+        assert!(matches!(time.check(&journal(root.path())), Ok(Check::Needed(_))), "nobody has left word there");
+        run(&mut time, &mut journal(root.path()));
         assert!(time.warnings()[0].starts_with("the time is not kept for the next start: writing "));
     }
 

@@ -27,8 +27,12 @@ const SYNCHRONISED: &str = "clock-synchronised";
 /// # Errors
 /// When it cannot be written.
 pub(super) fn note(lib: &Path) -> anyhow::Result<()> {
-    let path = lib.join(SYNCHRONISED);
-    if path.exists() { Ok(()) } else { write_atomically(&path, b"", 0o600) }
+    if is_noted(lib) { Ok(()) } else { write_atomically(&lib.join(SYNCHRONISED), b"", 0o600) }
+}
+
+/// Whether that word was left at this start.
+pub(super) fn is_noted(lib: &Path) -> bool {
+    lib.join(SYNCHRONISED).exists()
 }
 
 /// The first stage's part, once in each start, before timesyncd: gives the time that a synchronised clock saved last.
