@@ -29,7 +29,7 @@ const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// Changes whenever the same packages give another tree.
-const TREE_VERSION: u32 = 2;
+const TREE_VERSION: u32 = 3;
 /// Top-level directories that a merged `/usr` makes links.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
@@ -173,7 +173,7 @@ fn extract(set: &Set, pin: &Pin, file: &Path, root: &Path) -> Result<()> {
 /// Where the tree has a script for each program that runs it by the tree's loader, to be put into a `PATH`.
 pub const WRAPPERS: &str = "wrappers";
 
-/// Writes the scripts. QEMU's programs need more than a loader, and get it from [`tree_command`] alone.
+/// Writes the scripts. What QEMU's machines need beside a loader, they get from [`tree_command`] alone.
 fn write_wrappers(root: &Path) -> Result<()> {
     let dir = root.join(WRAPPERS);
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -181,12 +181,13 @@ fn write_wrappers(root: &Path) -> Result<()> {
         let Ok(entries) = fs::read_dir(root.join(bin)) else { continue };
         for entry in entries {
             let name = entry.with_context(|| format!("reading {bin}"))?.file_name();
-            let Some(name) = name.to_str().filter(|name| !name.starts_with("qemu-") && *name != "kvm") else {
+            let Some(name) = name.to_str().filter(|name| !name.starts_with("qemu-system-") && *name != "kvm") else {
                 continue;
             };
             let script = format!(
                 "#!/bin/sh\nroot=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
                  export GCONV_PATH=\"$root/{LIBRARIES}/gconv\" MKE2FS_CONFIG=\"$root/etc/mke2fs.conf\"\n\
+                 export QEMU_MODULE_DIR=\"$root/{LIBRARIES}/qemu\"\n\
                  exec \"$root/{LOADER}\" --library-path \"$root/{LIBRARIES}\" --argv0 {name} \"$root/{bin}/{name}\" \"$@\"\n"
             );
             let path = dir.join(name);
