@@ -29,7 +29,7 @@ pub mod kernel;
 pub mod kmod;
 pub mod kube;
 pub mod lock;
-mod machine;
+pub mod machine;
 pub mod manifest;
 pub mod microcode;
 pub mod mirror;

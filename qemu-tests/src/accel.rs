@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nodezero::machine::TRANSLATED;
 
 use crate::guest;
 use crate::machine::{Disk, Format, Machine};
@@ -30,10 +31,10 @@ pub enum Accel {
 
 impl Accel {
     /// QEMU's options for it, with the best processor that it offers.
-    pub fn args(self) -> [(&'static str, &'static str); 2] {
+    pub fn args(self) -> [&'static str; 4] {
         match self {
-            Accel::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            Accel::Tcg => [("-accel", "tcg,thread=multi,tb-size=1024"), ("-cpu", "max")],
+            Accel::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Accel::Tcg => TRANSLATED,
         }
     }
 

@@ -415,9 +415,7 @@ impl Machine {
             args.0.push(flag.into());
         }
         args.option("-display", "none");
-        for (option, value) in host.accel.args() {
-            args.option(option, value);
-        }
+        args.0.extend(host.accel.args().map(OsString::from));
         args.option("-smp", self.processors.to_string());
         args.option("-m", format!("{}M", self.memory_mib));
         args.option(
