@@ -11,8 +11,13 @@ use serde::Deserialize;
 
 /// What precedes the control server's word, or the reason why there is none, in a health message.
 const LOGIN_ERROR: &str = "The last login error was: ";
-/// How such a message begins when the control server has not been reached, or not understood.
-const UNREACHED: [&str; 4] = ["fetch control key:", "getNoiseClient:", "register request:", "hostinfo:"];
+/// How such a message begins when the control server has not been reached, or not understood, or wants to be asked later.
+const UNREACHED: [&str; 5] =
+    ["fetch control key:", "getNoiseClient:", "register request:", "hostinfo:", "node registration rate limited"];
+/// How it begins when the control server refused, not by its protocol's words but by HTTP, as older versions of Headscale
+/// do. It is the server itself: nobody in between sees what is asked for.
+const REFUSED: [&str; 3] =
+    ["register request: http 400:", "register request: http 401:", "register request: http 403:"];
 
 /// Where tailscaled is on its way into the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -75,7 +80,7 @@ pub(crate) struct Peer {
 /// Why tailscaled is not in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum LoginError {
-    /// The control server has not been reached, or answers nonsense.
+    /// The control server has not been reached, or answers nonsense, or wants to be asked later.
     Unreached(String),
     /// It refused, in these words.
     Refused(String),
@@ -110,7 +115,8 @@ impl Status {
     pub(crate) fn login_error(&self) -> Option<LoginError> {
         let error =
             self.health.iter().find_map(|message| Some(message.split_once(LOGIN_ERROR)?.1.trim().to_owned()))?;
-        let unreached = UNREACHED.iter().any(|begin| error.starts_with(begin));
+        let begins_as = |begins: &[&str]| begins.iter().any(|begin| error.starts_with(begin));
+        let unreached = begins_as(&UNREACHED) && !begins_as(&REFUSED);
         Some(if unreached { LoginError::Unreached(error) } else { LoginError::Refused(error) })
     }
 
@@ -238,6 +244,18 @@ mod tests {
             (
                 "You are logged out. The last login error was: register request: http 502: bad gateway",
                 Some(LoginError::Unreached("register request: http 502: bad gateway".into())),
+            ),
+            (
+                "You are logged out. The last login error was: register request: http 401: ",
+                Some(LoginError::Refused("register request: http 401:".into())),
+            ),
+            (
+                "You are logged out. The last login error was: register request: http 400: invalid key: not valid",
+                Some(LoginError::Refused("register request: http 400: invalid key: not valid".into())),
+            ),
+            (
+                "You are logged out. The last login error was: node registration rate limited; will retry after 1s",
+                Some(LoginError::Unreached("node registration rate limited; will retry after 1s".into())),
             ),
         ] {
             let json = serde_json::json!({"BackendState": "NoState", "Health": ["other", message]}).to_string();
