@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::INTERFACE;
 use super::local_api::{AuthKey, LocalApi, Preferences};
 use super::machine::Machine;
-use super::status::{BackendState, LoginError, Status};
+use super::status::{BackendState, LoginError, RATE_LIMITED, Status};
 use crate::run::time::span;
 use crate::summary::Failure;
 
@@ -272,6 +272,10 @@ impl Joining<'_> {
             (Some(_), Some(LoginError::Unreached(error))) if error.contains("x509: certificate") => (
                 "the control server of the mesh cannot be trusted",
                 "look at this machine's clock (the step time) and at the server's certificate",
+            ),
+            (Some(_), Some(LoginError::Unreached(error))) if error.starts_with(RATE_LIMITED) => (
+                "the control server of the mesh puts this node off",
+                "it is asked again; if this stays, see who asks it so often",
             ),
             (Some(BackendState::NeedsMachineAuth), _) => (
                 "this machine is not approved in the mesh",

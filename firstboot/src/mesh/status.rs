@@ -11,9 +11,10 @@ use serde::Deserialize;
 
 /// What precedes the control server's word, or the reason why there is none, in a health message.
 const LOGIN_ERROR: &str = "The last login error was: ";
+/// How such a message begins when the control server wants to be asked later.
+pub(super) const RATE_LIMITED: &str = "node registration rate limited";
 /// How such a message begins when the control server has not been reached, or not understood, or wants to be asked later.
-const UNREACHED: [&str; 5] =
-    ["fetch control key:", "getNoiseClient:", "register request:", "hostinfo:", "node registration rate limited"];
+const UNREACHED: [&str; 5] = ["fetch control key:", "getNoiseClient:", "register request:", "hostinfo:", RATE_LIMITED];
 /// How it begins when the control server refused, not by its protocol's words but by HTTP, as older versions of Headscale
 /// do. It is the server itself: nobody in between sees what is asked for.
 const REFUSED: [&str; 3] =
@@ -228,38 +229,26 @@ mod tests {
 
     #[test]
     fn refusals_are_told_from_silence() {
-        let logged_out = "You are logged out.";
-        for (message, expected) in [
-            ("", None),
-            ("Tailscale is starting. Please wait.", None),
-            (logged_out, None),
-            (
-                "You are logged out. The last login error was: invalid key: API key does not exist",
-                Some(LoginError::Refused("invalid key: API key does not exist".into())),
-            ),
-            (
-                "You are logged out. The last login error was: fetch control key: 500 Internal Server Error",
-                Some(LoginError::Unreached("fetch control key: 500 Internal Server Error".into())),
-            ),
-            (
-                "You are logged out. The last login error was: register request: http 502: bad gateway",
-                Some(LoginError::Unreached("register request: http 502: bad gateway".into())),
-            ),
-            (
-                "You are logged out. The last login error was: register request: http 401: ",
-                Some(LoginError::Refused("register request: http 401:".into())),
-            ),
-            (
-                "You are logged out. The last login error was: register request: http 400: invalid key: not valid",
-                Some(LoginError::Refused("register request: http 400: invalid key: not valid".into())),
-            ),
-            (
-                "You are logged out. The last login error was: node registration rate limited; will retry after 1s",
-                Some(LoginError::Unreached("node registration rate limited; will retry after 1s".into())),
-            ),
-        ] {
-            let json = serde_json::json!({"BackendState": "NoState", "Health": ["other", message]}).to_string();
-            assert_eq!(Status::parse(json.as_bytes()).expect("parses").login_error(), expected, "{message}");
+        let unreached = |words: &str| Some(LoginError::Unreached(words.to_owned()));
+        let refused = |words: &str| Some(LoginError::Refused(words.to_owned()));
+        for message in ["", "Tailscale is starting. Please wait.", "You are logged out."] {
+            assert_eq!(login_error(message), None, "{message}");
         }
+        for (words, expected) in [
+            ("invalid key: API key does not exist", refused as fn(&str) -> _),
+            ("fetch control key: 500 Internal Server Error", unreached),
+            ("register request: http 502: bad gateway", unreached),
+            ("register request: http 401:", refused),
+            ("register request: http 400: invalid key: not valid", refused),
+            ("node registration rate limited; will retry after 1s", unreached),
+        ] {
+            let message = format!("You are logged out. The last login error was: {words}");
+            assert_eq!(login_error(&message), expected(words), "{message}");
+        }
+    }
+
+    fn login_error(message: &str) -> Option<LoginError> {
+        let json = serde_json::json!({"BackendState": "NoState", "Health": ["other", message]}).to_string();
+        Status::parse(json.as_bytes()).expect("it parses").login_error()
     }
 }

@@ -19,6 +19,8 @@ const SERVER: &str = "http://10.0.2.2:8080";
 const REFUSED: &str = "invalid key: API key does not exist";
 const UNREACHED: &str =
     "fetch control key: Get \"http://10.0.2.2:8080/key?v=141\": dial tcp 10.0.2.2:8080: connect: connection refused";
+/// As its source has it.
+const PUT_OFF: &str = "node registration rate limited; will retry after 5s";
 const NAME: &str = "worker-1";
 const ADDRESS: &str = "100.64.0.1";
 
@@ -28,6 +30,8 @@ enum Control {
     Answers,
     IsDown,
     IsSilent,
+    /// It wants to be asked later.
+    PutsOff,
     /// It knows no key.
     Refuses,
     /// It wants an approval.
@@ -63,6 +67,7 @@ impl Daemon {
             Control::IsDown if self.enrolled => ("NoState", vec![logged_out(UNREACHED)]),
             Control::IsSilent if self.enrolled => ("NoState", vec![]),
             Control::IsDown => ("NeedsLogin", vec![logged_out(UNREACHED)]),
+            Control::PutsOff => ("NeedsLogin", vec![logged_out(PUT_OFF)]),
             Control::Waits if self.enrolled => ("NeedsMachineAuth", vec![]),
             Control::HasNoRelay if self.enrolled => ("Starting", vec!["no relay".to_owned()]),
             _ if self.refused => ("NeedsLogin", vec![logged_out(REFUSED)]),
@@ -102,7 +107,8 @@ impl Daemon {
             }
             ("POST", "login-interactive") => {
                 self.refused = self.control == Control::Refuses;
-                self.enrolled = !matches!(self.control, Control::IsDown | Control::Refuses | Control::IsSilent);
+                self.enrolled =
+                    !matches!(self.control, Control::IsDown | Control::Refuses | Control::IsSilent | Control::PutsOff);
                 (204, Value::Null)
             }
             _ => (404, Value::Null),
@@ -323,6 +329,7 @@ fn failures_say_what_why_and_what_to_do() {
             "waited 5 min for an answer of the control server http://10",
             "uplink",
         ),
+        (Control::PutsOff, false, true, "puts this node off", PUT_OFF, "it is asked again"),
         (Control::Waits, false, true, "is not approved", "somebody to approve", "approve it"),
         (
             Control::Renames,
