@@ -28,8 +28,16 @@ use crate::recipe::{self, Set, Wanted};
 const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// Where the tree's programs look for what belongs to them, below the tree.
+const ENVIRONMENT: [(&str, &str); 3] = [
+    ("GCONV_PATH", "usr/lib/x86_64-linux-gnu/gconv"),
+    ("MKE2FS_CONFIG", "etc/mke2fs.conf"),
+    ("QEMU_MODULE_DIR", "usr/lib/x86_64-linux-gnu/qemu"),
+];
+/// What would mix libraries of the host in.
+const HOST_LIBRARIES: [&str; 2] = ["LD_LIBRARY_PATH", "LD_PRELOAD"];
 /// Changes whenever the same packages give another tree.
-const TREE_VERSION: u32 = 3;
+const TREE_VERSION: u32 = 4;
 /// Top-level directories that a merged `/usr` makes links.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
 
@@ -177,6 +185,8 @@ pub const WRAPPERS: &str = "wrappers";
 fn write_wrappers(root: &Path) -> Result<()> {
     let dir = root.join(WRAPPERS);
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+    let unset: String = HOST_LIBRARIES.iter().map(|name| format!(" {name}")).collect();
+    let export: String = ENVIRONMENT.iter().map(|(name, path)| format!(" {name}=\"$root/{path}\"")).collect();
     for bin in ["usr/bin", "usr/sbin"] {
         let Ok(entries) = fs::read_dir(root.join(bin)) else { continue };
         for entry in entries {
@@ -186,8 +196,7 @@ fn write_wrappers(root: &Path) -> Result<()> {
             };
             let script = format!(
                 "#!/bin/sh\nroot=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
-                 export GCONV_PATH=\"$root/{LIBRARIES}/gconv\" MKE2FS_CONFIG=\"$root/etc/mke2fs.conf\"\n\
-                 export QEMU_MODULE_DIR=\"$root/{LIBRARIES}/qemu\"\n\
+                 unset{unset}\nexport{export}\n\
                  exec \"$root/{LOADER}\" --library-path \"$root/{LIBRARIES}\" --argv0 {name} \"$root/{bin}/{name}\" \"$@\"\n"
             );
             let path = dir.join(name);
@@ -220,13 +229,10 @@ pub fn tree_command(root: &Path, name: &str) -> Result<Command> {
     };
     let mut command = Command::new(loader);
     command.arg("--library-path").arg(&libraries).args(["--argv0", name]).arg(program);
-    // Libraries of the host must not be mixed in.
-    command.env_remove("LD_LIBRARY_PATH").env_remove("LD_PRELOAD");
-    command.env("GCONV_PATH", libraries.join("gconv"));
-    command.env("MKE2FS_CONFIG", root.join("etc/mke2fs.conf"));
-    if name.starts_with("qemu-") {
-        command.env("QEMU_MODULE_DIR", libraries.join("qemu"));
+    for name in HOST_LIBRARIES {
+        command.env_remove(name);
     }
+    command.envs(ENVIRONMENT.map(|(name, path)| (name, root.join(path))));
     if name.starts_with("qemu-system-") {
         for dir in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(root.join(dir));
@@ -306,5 +312,33 @@ mod tests {
         assert_eq!(command.get_args().collect::<Vec<_>>(), expected);
         let modules = command.get_envs().find(|(name, _)| *name == "QEMU_MODULE_DIR").and_then(|(_, value)| value);
         assert_eq!(modules, Some(at("usr/lib/x86_64-linux-gnu/qemu").as_os_str()));
+    }
+    #[test]
+    fn wrappers_run_all_but_the_machines_by_the_loader() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let root = dir.path();
+        let echo = "#!/bin/sh\necho \"$@\" \"$QEMU_MODULE_DIR\" \"$GCONV_PATH\" \"${LD_PRELOAD-unset}\"\n";
+        touch(&root.join(LOADER), 0o755);
+        fs::write(root.join(LOADER), echo).expect("a temporary directory can be written");
+        for name in ["usr/bin/qemu-img", "usr/bin/qemu-system-x86_64", "usr/bin/kvm", "usr/sbin/sfdisk"] {
+            touch(&root.join(name), 0o755);
+        }
+        write_wrappers(root).expect("a temporary directory can be written");
+        let entries = fs::read_dir(root.join(WRAPPERS)).expect("it was made");
+        let mut names: Vec<_> = entries.map(|entry| entry.expect("it can be read").file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["qemu-img", "sfdisk"]);
+
+        let output = Command::new(root.join(WRAPPERS).join("qemu-img")).arg("a b").env("LD_PRELOAD", "").output();
+        let said = String::from_utf8(output.expect("it runs").stdout).expect("text");
+        let at = |path: &str| root.canonicalize().expect("it is there").join(path).display().to_string();
+        let expected = format!(
+            "--library-path {} --argv0 qemu-img {} a b {} {} unset\n",
+            at(LIBRARIES),
+            at("usr/bin/qemu-img"),
+            at("usr/lib/x86_64-linux-gnu/qemu"),
+            at("usr/lib/x86_64-linux-gnu/gconv")
+        );
+        assert_eq!(said, expected);
     }
 }
